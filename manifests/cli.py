@@ -12,7 +12,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.base.paths import anywhere, is_url, local
+from uhr.base.paths import anywhere, in_store, local
 
 app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
@@ -406,7 +406,7 @@ def report(
             console.say(console.shown(write_report(rows, out or path / "report.html")))
         return
     manifest = Manifest.open(path)
-    if out is None and is_url(manifest.name):
+    if out is None and in_store(manifest.name):
         raise UserError(f"{manifest.name} is in an object store", "name a file of this machine with --out")
     console.say(console.shown(write_report(manifest, out or manifest.path / "report.html")))
 
@@ -444,7 +444,7 @@ def browse(
     assert EXPLAINER is not None, "uhr.cli names it"
     manifest = Manifest.open(path)
     # nothing can be kept beside a manifest in a store: the working folder, then
-    beside = Path.cwd() if is_url(manifest.name) else manifest.path.resolve().parent
+    beside = Path.cwd() if in_store(manifest.name) else manifest.path.resolve().parent
     journal = Journal(reviews or beside / f"{short_name(manifest)}-reviews.jsonl", manifest)
     into = into or beside
     session = Session(manifest, into, journal, load_object(EXPLAINER, "explainer"))

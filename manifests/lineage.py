@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.paths import is_url, text_path
+from uhr.base.paths import in_store, text_path
 from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo, Parent
 
@@ -16,10 +16,10 @@ def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
     """Find the parent at its recorded path or address, or next to the child under its name; None if it is at
     neither.
     """
-    then: Path | str = parent.path if is_url(parent.path) else text_path(parent.path)
+    then: Path | str = parent.path if in_store(parent.path) else text_path(parent.path)
     name = then.rpartition("/")[2] if isinstance(then, str) else then.name
     place = places.place_of(child)
-    near = f"{place.rpartition('/')[0]}/{name}" if is_url(place) else text_path(place).parent / name
+    near = f"{place.rpartition('/')[0]}/{name}" if in_store(place) else text_path(place).parent / name
     return next((place for place in (then, near) if _has_id(place, parent.id)), None)
 
 

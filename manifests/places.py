@@ -17,7 +17,7 @@ from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, json_bytes, saving, sha256_file, user_cache
-from uhr.base.paths import is_url, path_text, text_path
+from uhr.base.paths import in_store, path_text, text_path
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.base.store import ObjectStore
 from uhr.manifests.info import (
@@ -40,18 +40,19 @@ FIX = "free space there, then repeat the command"
 
 def place_of(path: Path | str) -> str:
     """Return the path as a record has it, or the address, also if `path` is the copy of a manifest there."""
-    if isinstance(path, str) and is_url(path):
+    if in_store(path):
         return path
-    note = Path(path).parent / _PLACE
-    if note.is_file() and Path(path).is_relative_to(user_cache(_CACHE)):
+    folder = _folder(path)
+    note = folder.parent / _PLACE
+    if note.is_file() and folder.is_relative_to(user_cache(_CACHE)):
         return note.read_text(encoding="utf-8")
-    return path_text(Path(path).resolve())
+    return path_text(folder.resolve())
 
 
 def shown(path: Path) -> str:
     """Return the path as it was given, or the address of a copy: the name of a manifest in messages."""
     place = place_of(path)
-    return place if is_url(place) else str(path)
+    return place if in_store(place) else str(path)
 
 
 def local(place: Path | str, check: bool = True) -> Path:
@@ -62,8 +63,8 @@ def local(place: Path | str, check: bool = True) -> Path:
 
     Raises UserError if there is no manifest at the address, or if a file of it has changed.
     """
-    if not isinstance(place, str) or not is_url(place):
-        return Path(place)
+    if not in_store(place):
+        return _folder(place)
     store = ObjectStore(place)
     data = _committed(store)
     info = parse_info(data, f"{place}/{FILE}")
@@ -104,8 +105,8 @@ def _fetch(store: ObjectStore, part: Part, folder: Path, check: bool) -> None:
 
 def info_at(place: Path | str) -> ManifestInfo:
     """Read the `manifest.json` at a path or an address. Raises UserError as `read_info` does."""
-    if not isinstance(place, str) or not is_url(place):
-        return read_info(Path(place))
+    if not in_store(place):
+        return read_info(_folder(place))
     return parse_info(_committed(ObjectStore(place)), f"{place}/{FILE}")
 
 
@@ -118,14 +119,18 @@ def _committed(store: ObjectStore) -> bytes:
 
 def is_manifest_at(place: Path | str) -> bool:
     """Whether there is a committed manifest at a path or an address."""
-    if isinstance(place, str) and is_url(place):
+    if in_store(place):
         return ObjectStore(place).exists(FILE)
-    return is_manifest(Path(place))
+    return is_manifest(_folder(place))
+
+
+def _folder(place: Path | str) -> Path:
+    return text_path(place) if isinstance(place, str) else place
 
 
 def file_at(place: str, name: str) -> Path:
     """Return the file `name` of the manifest whose `place_of` is `place`. One in a store is copied once."""
-    if not is_url(place):
+    if not in_store(place):
         return text_path(place) / name
     store = ObjectStore(place)
     key = hashlib.sha256(f"{place}/{name}:{store.version(name)}".encode()).hexdigest()[:32]
@@ -146,7 +151,7 @@ def output(out: Path | str, *, option: str = "--out") -> Generator[Path]:
     Raises UserError if `out` contains a manifest or anything else, is inside a manifest, or cannot be
     written.
     """
-    if isinstance(out, str) and is_url(out):
+    if in_store(out):
         with _staged(out, option) as folder:
             yield folder
         return
@@ -229,7 +234,7 @@ def replace(place: str, staged: Path, info: ManifestInfo) -> None:
 
     Raises UserError if another command has replaced the manifest in a store meanwhile.
     """
-    store = ObjectStore(place) if is_url(place) else None
+    store = ObjectStore(place) if in_store(place) else None
     folder = None if store is not None else text_path(place)
     version = "" if store is None else store.version(FILE)
 
@@ -261,7 +266,7 @@ def locked(place: str) -> Generator[None]:
     """Be the only process that changes the manifest in a folder, while the block runs. In a store, `replace`
     has a condition instead. Raises UserError if another process has the lock.
     """
-    if is_url(place):
+    if in_store(place):
         yield
         return
     with RunFolder(text_path(place), LAYOUT).lock():
@@ -273,7 +278,7 @@ def tidy(place: str) -> None:
     info = info_at(place)
     known = {part.path for part in all_parts(info)}
     folders = {path.partition("/")[0] for path in known} | {SAMPLES, PREVIEWS, PIXELS}
-    if is_url(place):
+    if in_store(place):
         store = ObjectStore(place)
         for name in store.names():
             if name.partition("/")[0] in folders and name.endswith(".parquet") and name not in known:

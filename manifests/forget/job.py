@@ -16,7 +16,7 @@ from uhr.base.config import build
 from uhr.base.console import Advance, command
 from uhr.base.errors import UserError
 from uhr.base.files import json_bytes
-from uhr.base.paths import is_url, text_path
+from uhr.base.paths import in_store, text_path
 from uhr.base.store import FolderStore, ObjectStore, Store
 from uhr.manifests import places
 from uhr.manifests.forget import exports
@@ -68,7 +68,7 @@ def forget(
     """
     home = places.place_of(place)
     places.info_at(place)  # or it raises, before anything is written there
-    store: Store = ObjectStore(home) if is_url(home) else FolderStore(str(text_path(home)))
+    store: Store = ObjectStore(home) if in_store(home) else FolderStore(str(text_path(home)))
     with contextlib.ExitStack() as locks:
         if not dry_run:
             locks.enter_context(places.locked(home))
@@ -144,6 +144,6 @@ def _unfinished(store: Store, request: ForgetRequest, home: str) -> dict[str, An
     if build(ForgetRequest, plan["request"], JOURNAL) != request:
         name, value = next((name, value) for name, value in plan["request"].items() if value is not None)
         value = ",".join(value) if name == "ids" else value
-        line = command("manifest", "forget", home if is_url(home) else text_path(home), f"--{name}", value)
+        line = command("manifest", "forget", home if in_store(home) else text_path(home), f"--{name}", value)
         raise UserError(f"{home}: an earlier 'forget' was not finished", f"finish it first with: {line}")
     return plan

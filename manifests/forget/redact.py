@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache
-from uhr.base.paths import is_url, text_path
+from uhr.base.paths import in_store, text_path
 from uhr.manifests import places
 from uhr.manifests.forget.targets import Targets
 from uhr.manifests.info import ManifestInfo, Parent, Part, Redaction, read_info
@@ -79,11 +79,11 @@ class Redactor:
         info = places.info_at(place)
         moved = any(parent.id in self.new_ids for parent in info.parents)
         done = any(each.time == self._time for each in info.redactions)
-        if not is_url(place):
+        if not in_store(place):
             for leftover in text_path(place).glob(".forget-*"):  # of a command that was killed
                 shutil.rmtree(leftover)
         if not done and (change.rows or change.pixels or moved):
-            folder = None if is_url(place) else text_path(place)
+            folder = None if in_store(place) else text_path(place)
             home = user_cache("forget") if folder is None else folder
             home.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=home, prefix=".forget-") as staged:
@@ -102,7 +102,7 @@ class Redactor:
 
     def _finish(self, place: str, info: ManifestInfo) -> None:
         """Make what is beside the manifest again: a report, and the records of encoded data."""
-        if is_url(place) or not info.redactions:
+        if in_store(place) or not info.redactions:
             return
         folder = text_path(place)
         if info.operation.get("kind") == "encode" and self._encoded is not None:

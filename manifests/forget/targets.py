@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.base.paths import is_url, text_path
+from uhr.base.paths import in_store, text_path
 from uhr.base.store import ObjectStore
 from uhr.manifests import places
 from uhr.manifests.info import FILE, ManifestInfo
@@ -155,15 +155,14 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     links = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
     known: dict[str, ManifestInfo] = {}
     for link in sorted(links, key=lambda link: -link["depth"]):
-        place = link["path"] if is_url(link["path"]) else places.place_of(Path(link["path"]))
-        known.setdefault(place, places.info_at(link["path"]))
-    folders = {text_path(place).parent for place in known if not is_url(place)}
-    folders |= {Path(each).resolve() for each in below if not is_url(str(each))}
+        known.setdefault(places.place_of(link["path"]), places.info_at(link["path"]))
+    folders = {text_path(place).parent for place in known if not in_store(place)}
+    folders |= {Path(each).resolve() for each in below if not in_store(str(each))}
     found_files = sorted({file for folder in folders for file in _files(folder)})
     files = {name: [file for file in found_files if file.name == name] for name in (FILE, EXPORT, CHECKPOINT)}
     candidates = [places.place_of(file.parent) for file in files[FILE]]
     for each in below:
-        if is_url(str(each)):
+        if in_store(str(each)):
             found = (name for name in ObjectStore(str(each)).names() if name.rpartition("/")[2] == FILE)
             candidates += [f"{each}/{name}".rpartition("/")[0] for name in sorted(found)]
     infos = {place: info for place in dict.fromkeys(candidates) if (info := _info(place)) is not None}

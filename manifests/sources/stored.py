@@ -19,7 +19,7 @@ import pydantic
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic, sha256_file
-from uhr.base.paths import is_url, text_path
+from uhr.base.paths import in_store, is_url, text_path
 from uhr.manifests.info import Parent, Part
 from uhr.manifests.parts import PIXELS
 from uhr.manifests.places import file_at
@@ -237,7 +237,7 @@ class Stored(Source):
         self.source.check()
 
     def _list(self, advance: Advance) -> Listing:
-        place = self.path if is_url(self.path) else text_path(self.path)
+        place = self.path if in_store(self.path) else text_path(self.path)
         raise UserError(f"{place} is a manifest", f"name it as manifest:{place}")
 
     @cached_property

@@ -273,9 +273,9 @@ def describe(path: Path | str, record: dict[str, Any]) -> str:
     guidance = guidance_text.describe([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {shown(a['file'])} at {a['scale']:g}" for a in record["adapters"])
     weights = "".join(
-        f", {label} {shown(path)}"
+        f", {label} {shown(file)}"
         for name, label in _NAMED.items()
-        if (path := record["weights"][name]["path"]) is not None
+        if (file := record["weights"][name]["path"]) is not None
     )
     image = "" if record["image"] is None else f" from {shown(record['image']['path'])}"
     notes = "".join(f"\nnote: {shown(note)}" for note in record["details"].get("notes", ()))

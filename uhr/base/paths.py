@@ -13,6 +13,7 @@ import tempfile
 import urllib.parse
 from collections.abc import Callable, Generator
 from pathlib import Path, PurePath
+from typing import TypeGuard
 
 from uhr.base.errors import UserError, nearest
 
@@ -25,6 +26,11 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def is_url(text: str) -> bool:
     """Whether `text` is a URL (`s3://bucket/prefix`), not a path."""
     return _URL.match(text) is not None
+
+
+def in_store(place: str | PurePath) -> TypeGuard[str]:
+    """Whether a place that a record has is an address in an object store, and no path (`path_text`)."""
+    return isinstance(place, str) and is_url(place) and not place.startswith(FILE_URI)
 
 
 def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
