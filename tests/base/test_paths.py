@@ -68,16 +68,7 @@ def test_a_url_is_distinguished_from_a_path() -> None:
         assert local("--source")(text) == Path(text)
 
 
-COMMANDS = """
-curate run quickstart --source s --out ADDRESS
-curate status ADDRESS
-curate explain ADDRESS x
-manifest show ADDRESS
-manifest verify ADDRESS
-manifest lineage ADDRESS
-manifest slice ADDRESS --out o
-manifest slice m --out ADDRESS
-manifest report ADDRESS
+LOCAL = """
 manifest report m --out ADDRESS
 train encode ADDRESS --model x --out o
 train encode m --model x --out ADDRESS
@@ -100,7 +91,7 @@ sample --repeat x.png --out ADDRESS
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS.strip().splitlines())
+@pytest.mark.parametrize("command", LOCAL.strip().splitlines())
 @pytest.mark.parametrize("address", ["s3://bucket/set", "gs://bucket/set", "http://host/set"])
 def test_an_address_where_a_path_is_required_is_refused_before_any_work(
     command: str,
@@ -113,6 +104,36 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
     assert main(command.replace("ADDRESS", address).split()) == 1
     errors = capsys.readouterr().err
     assert f"{address} is a URL, not a path" in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+S3_OR_LOCAL = """
+curate run quickstart --source s --out ADDRESS
+curate status ADDRESS
+curate explain ADDRESS x
+manifest show ADDRESS
+manifest verify ADDRESS
+manifest lineage ADDRESS
+manifest slice ADDRESS --out o
+manifest slice m --out ADDRESS
+manifest report ADDRESS
+"""
+
+
+@pytest.mark.parametrize("command", S3_OR_LOCAL.strip().splitlines())
+@pytest.mark.parametrize("address", ["s3://", "gs://bucket/set", "http://host/set"])
+def test_an_address_of_no_prefix_in_s3_is_refused_before_any_work(
+    command: str,
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.replace("ADDRESS", address).split()) == 1
+    errors = capsys.readouterr().err
+    assert f"{address}: not an address in an object store" in errors
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

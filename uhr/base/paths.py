@@ -43,8 +43,7 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
     def parse(value: str | PurePath) -> Path:
         text = os.fspath(value)
         if is_url(text):
-            fix = "give a path of this machine; only --out of a sampler may be in a bucket"
-            raise UserError(f"{name} {text} is a URL, not a path", fix)
+            raise UserError(f"{name} {text} is a URL, not a path", "give a path of this machine")
         if utf8:
             check_utf8(name, text)
         return Path(text)
