@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,7 +76,8 @@ def now() -> str:
 class Journal:
     """The reviews of a manifest in a file, which is made with the first of them. For several threads.
 
-    One process writes to it at a time. Raises UserError if the file is of another manifest, or is no journal.
+    The file may be of the manifest before samples were forgotten: the reviews of these are left out. One
+    process writes to it at a time. Raises UserError if the file is of another manifest, or is no journal.
     """
 
     def __init__(self, file: Path, manifest: Manifest) -> None:
@@ -104,12 +105,16 @@ class Journal:
             if not isinstance(tree, dict):
                 raise UserError(f"{where}: this is no review", _FIX)
             if number == 1:
-                if tree.get("reviews_of") != self._manifest.id:
+                before = {each.before for each in self._manifest.info.redactions}
+                if tree.get("reviews_of") not in {self._manifest.id, *before}:
                     raise UserError(
                         f"{where}: the file is not of the manifest {self._manifest.id[:16]}", _FIX
                     )
                 continue
             self._keep(build(Review, tree, where))
+        if self._manifest.info.redactions:
+            present = _present(self._manifest, self.reviews)
+            self.reviews = {name: self.reviews[name] for name in self.reviews if name in present}
 
     def _keep(self, review: Review) -> None:
         self.reviews[review.sample_id] = review
@@ -156,6 +161,16 @@ class Journal:
             if self._handle is not None:
                 os.close(self._handle)
                 self._handle = None
+
+
+def _present(manifest: Manifest, ids: Iterable[str]) -> frozenset[str]:
+    """Return those of the sample ids that the manifest has."""
+    lookup = pc.SetLookupOptions(value_set=pa.array(list(ids), pa.string()))
+    found: set[str] = set()
+    for batch in manifest.rows(["sample_id"]):
+        column = batch.column("sample_id")
+        found.update(column.filter(pc.call_function("is_in", [column], lookup)).to_pylist())
+    return frozenset(found)
 
 
 def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Advance) -> Manifest:

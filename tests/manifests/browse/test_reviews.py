@@ -9,6 +9,8 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests.browse.reviews import Journal, Review, write
+from uhr.manifests.forget import job
+from uhr.manifests.forget.targets import ForgetRequest
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.options import SliceOptions
@@ -86,6 +88,20 @@ def test_what_is_no_journal_of_this_manifest_is_refused(
     file.write_text(json.dumps({"reviews_of": manifest.id}) + '\n{"sample_id": "x"}\n')
     with pytest.raises(UserError, match="line 2: 'name' is missing"):
         Journal(file, manifest)
+
+
+def test_reviews_are_kept_when_samples_are_forgotten(manifest: Manifest, file: Path) -> None:
+    journal = Journal(file, manifest)
+    journal.add([review(manifest, 3), review(manifest, 4, verdict="rejected")])
+    journal.close()
+    gone, left = (one.sample_id for one in journal.reviews.values())
+    job.forget(manifest.path, ForgetRequest(ids=(gone,)))
+    redacted = Manifest.open(manifest.path)
+    again = Journal(file, redacted)
+    assert list(again.reviews) == [left]
+    again.add([review(redacted, 5)])
+    again.close()
+    assert len(Journal(file, redacted).reviews) == 2
 
 
 def test_two_browsers_do_not_write_one_journal(manifest: Manifest, file: Path) -> None:
