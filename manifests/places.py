@@ -29,7 +29,7 @@ from uhr.manifests.info import (
     parse_info,
     read_info,
 )
-from uhr.manifests.parts import LAYOUT, PIXELS, PREVIEWS, SAMPLES
+from uhr.manifests.parts import JOURNAL, LAYOUT, PIXELS, PREVIEWS, SAMPLES
 
 _CACHE = "manifests"
 _PLACE = "place"
@@ -55,11 +55,10 @@ def shown(path: Path) -> str:
     return place if in_store(place) else str(path)
 
 
-def local(place: Path | str, check: bool = True) -> Path:
+def local(place: Path | str) -> Path:
     """Return the folder of a manifest on this machine; that of a copy if `place` is an address.
 
-    The copy has the samples and the previews, and is made once for each content of `manifest.json`. Without
-    `check`, files that are missing or have changed in the store are missing or changed in the copy.
+    The copy has the samples and the previews, and is made once for each content of `manifest.json`.
 
     Raises UserError if there is no manifest at the address, or if a file of it has changed.
     """
@@ -68,39 +67,67 @@ def local(place: Path | str, check: bool = True) -> Path:
     store = ObjectStore(place)
     data = _committed(store)
     info = parse_info(data, f"{place}/{FILE}")
-    home = _home(place, data, "" if check else "-unchecked")
+    home = _home(place, data)
     folder = home / "manifest"
-    if not check:
-        shutil.rmtree(home, ignore_errors=True)
-    for part in (*info.parts, *info.previews, *(() if check else info.attachments)):
-        _fetch(store, part, folder, check)
-    if not check:
+    _write_new(home / _PLACE, place.encode())
+    for part in (*info.parts, *info.previews):
+        _fetch(store, part, folder)
+    _write_new(folder / FILE, data)
+    return folder
+
+
+@contextlib.contextmanager
+def as_stored(place: Path | str) -> Generator[Path]:
+    """Yield the folder of a manifest, with all of its files as they are; for an address that of a copy of its
+    own, which is removed at the end. What is missing or has changed in the store is so in the copy.
+    """
+    if not isinstance(place, str) or not is_url(place):
+        yield Path(place)
+        return
+    store = ObjectStore(place)
+    data = _committed(store)
+    info = parse_info(data, f"{place}/{FILE}")
+    cache = user_cache(_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="verify-") as home:
+        folder = Path(home) / "manifest"
+        _write_new(Path(home) / _PLACE, place.encode())
+        _write_new(folder / FILE, data)
+        for part in all_parts(info):
+            with contextlib.suppress(FileNotFoundError), atomic(folder / part.path) as temporary:
+                store.fetch(part.path, temporary)
         for name in store.names():
             if name.endswith(".parquet") and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).touch()
-    for file, content in ((home / _PLACE, place.encode()), (folder / FILE, data)):
-        if not file.is_file():
-            with atomic(file) as temporary:
-                temporary.write_bytes(content)
-    return folder
+        yield folder
 
 
-def _fetch(store: ObjectStore, part: Part, folder: Path, check: bool) -> None:
+def _write_new(file: Path, data: bytes) -> None:
+    if not file.is_file():
+        with atomic(file) as temporary:
+            temporary.write_bytes(data)
+
+
+def _fetch(store: ObjectStore, part: Part, folder: Path) -> None:
     target = folder / part.path
     if target.is_file() and target.stat().st_size == part.bytes:
         return
-    with contextlib.suppress(FileNotFoundError), atomic(target) as temporary:
-        store.fetch(part.path, temporary)
-        if check and sha256_file(temporary) != part.sha256:
-            raise UserError(
-                f"{store.place(part.path)} has changed",
-                f"see 'uhr manifest verify {store.text}', or make it anew",
-            )
-    if check and not target.is_file():
-        raise UserError(
-            f"{store.place(part.path)} is missing", f"see 'uhr manifest verify {store.text}', or make it anew"
-        )
+    fix = f"see 'uhr manifest verify {store.text}', or make it anew"
+    try:
+        with atomic(target) as temporary:
+            store.fetch(part.path, temporary)
+            if sha256_file(temporary) != part.sha256:
+                raise UserError(f"{store.place(part.path)} has changed", fix)
+    except FileNotFoundError:
+        raise UserError(f"{store.place(part.path)} is missing", fix) from None
+
+
+def is_forgetting(place: Path | str) -> bool:
+    """Whether a `forget` that began at this manifest has not been finished."""
+    if isinstance(place, str) and is_url(place):
+        return ObjectStore(place).exists(JOURNAL)
+    return (Path(place) / JOURNAL).is_file()
 
 
 def info_at(place: Path | str) -> ManifestInfo:
@@ -192,9 +219,9 @@ def publish(out: str, folder: Path, *, option: str = "--out") -> Path:
     return local(out)
 
 
-def _home(place: str, data: bytes, kind: str = "") -> Path:
+def _home(place: str, data: bytes) -> Path:
     """Return the folder of the copy of a manifest whose `manifest.json` is `data`."""
-    return user_cache(_CACHE) / (hashlib.sha256(place.encode() + data).hexdigest()[:32] + kind)
+    return user_cache(_CACHE) / hashlib.sha256(place.encode() + data).hexdigest()[:32]
 
 
 def _upload(store: ObjectStore, folder: Path, option: str) -> None:

@@ -87,10 +87,8 @@ def union(
             origin=origin,
             stages=stages,
             rules=rules,
-            weights={
-                name: hash_ for each in reversed(manifests) for name, hash_ in each.info.weights.items()
-            },
-            files={name: hash_ for each in reversed(manifests) for name, hash_ in each.info.files.items()},
+            weights=_merged([each.info.weights for each in manifests]),
+            files=_merged([each.info.files for each in manifests]),
             redactions=_redactions(manifests),
         )
         previews = _previews(manifests, order) if any(each.info.previews for each in manifests) else None

@@ -49,7 +49,14 @@ def verify(
     With `pixels`, the source files are hashed again, which `advance` counts, and the format and size of each
     image are compared with its row. Raises UserError if `manifest.json` cannot be read.
     """
-    path = places.local(path, check=False)
+    with places.as_stored(path) as folder:
+        found = _verify(folder, pixels, advance)
+    if places.is_forgetting(path):
+        found.notes.append("a 'forget' that began here is not finished: repeat its command")
+    return found
+
+
+def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
     info = read_info(path)
     faults = list(_parts(path, info))
     checks = ["parts"]

@@ -173,6 +173,7 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
     with pytest.raises(KeyboardInterrupt):
         job.forget(chain["set"].path, request)
     monkeypatch.setattr(owner, name, real)
+    assert any("is not finished" in note for note in verify(chain["set"].path).notes)
     with pytest.raises(
         UserError,
         match=r"was not finished.*finish it first with: uhr manifest forget .*/set --url https://example.org/b",
@@ -181,6 +182,7 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
     done = job.forget(chain["set"].path, request)
     assert done.samples == 3
     _check(chain, before)
+    assert not any("not finished" in note for note in verify(chain["set"].path).notes)
     for redacted in chain.values():
         assert len(Manifest.open(redacted.path).info.redactions) == 1
     assert not (chain["set"].path / "forget.json").exists()

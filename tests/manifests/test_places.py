@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file
+from uhr.base.files import sha256_file, user_cache
 from uhr.cli import main
 from uhr.manifests import places, sql
 from uhr.manifests.manifest import Manifest
@@ -127,6 +127,7 @@ def test_verify_reads_the_objects_and_not_the_copy(s3: Any, stored: str) -> None
     data = client.get_object(Bucket=s3.bucket, Key=key)["Body"].read()
     client.put_object(Bucket=s3.bucket, Key=key, Body=data[:100] + bytes([data[100] ^ 1]) + data[101:])
     (fault,) = verify(stored).faults
+    assert not list(user_cache("manifests").glob("verify-*")), "the copy is removed"
     assert (fault.check, fault.where) == ("parts", key.removeprefix("sets/all/"))
     client.delete_object(Bucket=s3.bucket, Key=key)
     assert [fault.what for fault in verify(stored).faults] == ["is missing"]
