@@ -21,6 +21,7 @@ from uhr.models.surgery.base import Surgery
 class AdapterSurgery(Surgery):
     """One adapter; `targets` are module suffixes (a set of `ModelSpec.lora_target_sets`)."""
 
+    adapts: ClassVar[bool] = True
     adapter: str = "default"
     rank: int = Field(gt=0)
     targets: tuple[str, ...] = Field(min_length=1)

@@ -79,14 +79,14 @@ def _device(
 
 # Memory: what CUDA reports (`cudaDeviceProp.totalGlobalMem`, the "total capacity" of PyTorch's errors) is
 # less than the card has: the driver keeps some, and so does ECC. It differs by driver; these are the least
-# values seen in public logs that name the card, on Linux. H200: 139.72 to 139.81 GiB, where nvidia-smi says
-# 143,771 MiB = 140.40 GiB and the data sheet 141 GB. No log names an RTX 4070: 11.60 GiB is what other
-# 12 GiB cards of its time have.
+# values seen in public logs of programs on Linux. Not each of these logs names its card: some values were
+# assigned to a card by their size. H200: 139.72 to 139.81 GiB, where nvidia-smi says 143,771 MiB = 140.40 GiB
+# and the data sheet 141 GB. RTX 4070: 11.56 to 11.71 GiB, by three logs that name it.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
         _device("rtx-3060", "GeForce RTX 3060", (12, 11931), 25.5, 12.7, 360, 4),
-        _device("rtx-4070", "GeForce RTX 4070", (12, 11873), 58.3, 29.1, 504, 4),
+        _device("rtx-4070", "GeForce RTX 4070", (12, 11837), 58.3, 29.1, 504, 4),
         _device("rtx-4080", "GeForce RTX 4080", (16, 16049), 97.5, 48.7, 717, 4),
         _device("rtx-3090", "GeForce RTX 3090", (24, 24259), 71.0, 35.6, 936, 4),
         _device("rtx-4090", "GeForce RTX 4090", (24, 24084), 165.2, 82.6, 1008, 4),

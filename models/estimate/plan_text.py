@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uhr.base.console import counted, say, table
-from uhr.base.formatting import gibibytes
+from uhr.base.formatting import duration, gibibytes
 from uhr.models.estimate.devices import ATTENTION, CONVOLUTION, LINEAR, Device
 from uhr.models.estimate.plan import CallPlan, StagePlan
 from uhr.models.families.text import TokenCount, notes_of
@@ -224,16 +224,3 @@ def count(number: float) -> str:
             return f"{number:.3g} {prefix}".strip()
         number /= 1000
     return f"{number:.3g} E"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as `0.4 s`, `32 s`, `2 min 22 s`, `1 h 20 min` or, from four days on, `26.8 days`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole >= 4 * 86400:
-        return f"{whole / 86400:,.1f} days"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

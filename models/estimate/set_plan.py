@@ -9,10 +9,9 @@ from typing import Any
 from uhr.base.console import counted, progress, say, table, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
-from uhr.base.formatting import gibibytes
+from uhr.base.formatting import duration, gibibytes
 from uhr.models.estimate import plan_text
 from uhr.models.estimate.plan import CallPlan, plan
-from uhr.models.estimate.plan_text import duration
 from uhr.models.families.text import TokenCount
 from uhr.models.generate.input_images import open_image
 from uhr.models.generate.request import Item, Request

@@ -10,11 +10,10 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 
-from uhr.base.formatting import gibibytes
+from uhr.base.formatting import duration, gibibytes
 from uhr.models.estimate.cost import CostEstimate
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.plan import plan
-from uhr.models.estimate.plan_text import duration
 from uhr.models.generate.request import Item, Request, parse_size
 from uhr.models.specs.registry import get
 

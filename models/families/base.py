@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uhr.models.families.conditions import Condition, Prompt
 from uhr.models.families.text import Embedded, TextEncoders, TokenCount
 from uhr.models.ops.choices import StageShift
-from uhr.models.ops.schedules import Shifter
 from uhr.models.specs.spec import GuidanceKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.ops.schedules import Shifter
 
 
 class Backbone(ABC):

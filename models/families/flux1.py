@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from uhr.models.families.base import Backbone
 from uhr.models.families.conditions import Condition, Prompt
@@ -18,10 +16,13 @@ from uhr.models.families.text import (
     token_lengths,
     tokenize,
 )
-from uhr.models.ops import latents as latent
 from uhr.models.ops.choices import StageShift
-from uhr.models.ops.schedules import Calibration
 from uhr.models.specs.spec import GuidanceKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.ops.schedules import Calibration
 
 
 class Flux1(Backbone):
@@ -48,6 +49,8 @@ class Flux1(Backbone):
         `FluxPipeline.encode_prompt` with `max_sequence_length` L. T5 runs without an attention mask, as
         FLUX.1 was trained: padding is part of the sequence, so that the result depends on L.
         """
+        import torch
+
         if prompt.embeds is not None:
             given = {"t5": prompt.embeds, "pooled": prompt.pooled}
             return Embedded({name: tensor for name, tensor in given.items() if tensor is not None})
@@ -69,11 +72,15 @@ class Flux1(Backbone):
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return ids (0, row, column)."""
-        return latent.image_ids(rows, columns, device)
+        from uhr.models.ops.latents import image_ids
+
+        return image_ids(rows, columns, device)
 
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return ids of zeros."""
-        return latent.text_ids(length, device)
+        from uhr.models.ops.latents import text_ids
+
+        return text_ids(length, device)
 
     def guidance_kind(self, transformer: Any, pipeline_config: Mapping[str, Any]) -> GuidanceKind:
         return "embedded" if transformer.config.guidance_embeds else "none"
@@ -86,6 +93,8 @@ class Flux1(Backbone):
         return channels, height, width
 
     def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> Calibration:
+        from uhr.models.ops.schedules import Calibration
+
         return Calibration.of(scheduler_config)
 
     def other_inputs(self, condition: Condition) -> dict[str, Any]:

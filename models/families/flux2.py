@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from uhr.models.families.base import Backbone
 from uhr.models.families.conditions import Prompt
@@ -19,8 +17,10 @@ from uhr.models.families.text import (
     token_lengths,
     tokenize,
 )
-from uhr.models.ops.schedules import check_calibrated
 from uhr.models.specs.spec import GuidanceKind
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT_LAYERS = (9, 18, 27)
 """Layers of Qwen3 whose hidden states FLUX.2 [klein] reads, concatenated."""
@@ -47,6 +47,8 @@ class EmpiricalShift:
 
     def factor(self, tokens: int) -> float:
         """Return exp(mu). Raises UserError above `max_tokens`."""
+        from uhr.models.ops.schedules import check_calibrated
+
         check_calibrated(tokens, self.max_tokens, 0.00016927 * tokens + 0.45666666)
         return math.exp(self.mu(tokens))
 
@@ -67,6 +69,8 @@ class Flux2(Backbone):
         user's turn in the tokenizer's chat template, without thinking; padding is masked in the encoder, but
         its hidden states are part of the result.
         """
+        import torch
+
         if prompt.embeds is not None:
             return Embedded({"qwen3": prompt.embeds})
         encoder, texts = encoders.text_encoder, prompt.texts or []
@@ -92,6 +96,8 @@ class Flux2(Backbone):
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return ids (0, row, column, 0)."""
+        import torch
+
         ids = torch.zeros(rows, columns, 4, dtype=torch.float32, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
         ids[..., 2] = torch.arange(columns, device=device)[None, :]
@@ -99,6 +105,8 @@ class Flux2(Backbone):
 
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return ids (0, 0, 0, position in the text)."""
+        import torch
+
         ids = torch.zeros(length, 4, dtype=torch.float32, device=device)
         ids[:, 3] = torch.arange(length, device=device)
         return ids

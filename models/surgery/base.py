@@ -56,6 +56,8 @@ class Surgery(Config):
     name: ClassVar[str]
     edits: ClassVar[frozenset[str]] = frozenset()
     after: ClassVar[frozenset[str]] = frozenset()
+    adapts: ClassVar[bool] = False
+    """Whether it adds an adapter, whose weights are in no record."""
 
     @abstractmethod
     def perform(self, model: Any) -> Any:

@@ -78,13 +78,11 @@ HEAVY_AT_MODULE_LEVEL = {
     "uhr.models.adapters": {"torch"},
     "uhr.models.attention": TORCH,
     "uhr.models.estimate": {"torch"},
-    "uhr.models.families": {"torch"},
     "uhr.models.generate": {"torch"},
     "uhr.models.loading.stream": {"torch"},
     "uhr.models.ops": {"torch"},
     "uhr.models.samplers": TORCH,
     "uhr.models.vae": {"torch"},
-    "uhr.train.data": {"torch"},
     "uhr.train.optimisers.prodigy": {"torch"},
     "uhr.train.run": {"torch"},
 }

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.manifest import Manifest
@@ -20,6 +19,9 @@ from uhr.manifests.sql import SqlCondition
 from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
 from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.stored.tensors import CellFault, stacked
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import ByteSize
 
 from uhr.base.console import say, table
-from uhr.base.formatting import human_bytes, share
+from uhr.base.formatting import duration, human_bytes, share
 from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import ModelName
 from uhr.train.encode.buckets import Bucket, fits
@@ -173,8 +173,6 @@ def _rate(run: Any, operations: int, device: torch.device) -> float:
 
 def print_budget(found: dict[str, Any]) -> None:
     """Print what `budget` returns."""
-    from uhr.models.estimate.plan_text import duration
-
     images, total = found["images"], sum(found["bytes"].values())
     say(f"{images['selected']:,} images, {found['captions']:,} captions")
     for name in ("too_small", "unknown_size"):

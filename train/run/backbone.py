@@ -20,8 +20,9 @@ from uhr.train.run.job import Job
 from uhr.train.run.model import TrainedModel
 from uhr.train.run.monitoring.held_out import HeldOut, HeldOutLosses
 from uhr.train.run.monitoring.validation_images import ValidationImageWriter
-from uhr.train.run.processes import shard
+from uhr.train.run.processes.mesh import divides
 from uhr.train.run.processes.parallel import Ranks
+from uhr.train.run.processes.shard import divide_all
 
 
 class BackboneModel(TrainedModel):
@@ -42,7 +43,7 @@ class BackboneModel(TrainedModel):
         if runtime.offload is not None:
             check_device(device)
         # weights that are divided go from the host to the device in parts
-        on_host = runtime.offload is not None or shard.divides(recipe)
+        on_host = runtime.offload is not None or divides(recipe)
         place = "cpu" if on_host else str(device)
         transformer = load_component(
             job.model, "transformer", runtime.precision, place, quantize=runtime.quantize
@@ -61,8 +62,8 @@ class BackboneModel(TrainedModel):
         family, dtype = FAMILIES[recipe.family], getattr(torch, runtime.precision)
         network = BackboneDenoiser(family, transformer, part, attention, frozen, dtype)
         super().__init__(job, transformer, network)
-        if shard.divides(recipe):
-            shard.divide_all(transformer, frozen, recipe, ranks, device)
+        if divides(recipe):
+            divide_all(transformer, frozen, recipe, ranks, device)
 
     def write_images(self, step: int) -> None:
         if self._images is not None:

@@ -34,7 +34,7 @@ from uhr.train.run.monitoring.held_out import metrics as held_out_metrics
 from uhr.train.run.monitoring.log import held_out_losses, progress_note, read_log, track
 from uhr.train.run.monitoring.loggers import loggers
 from uhr.train.run.phase import PhaseRun
-from uhr.train.run.processes import shard
+from uhr.train.run.processes.mesh import divides
 from uhr.train.run.processes.parallel import ALONE, EveryRank, Ranks, device_of, whole
 from uhr.train.run.stop import stop_requests
 from uhr.train.run.vae.model import VaeModel
@@ -218,7 +218,7 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Measure what the recipe's `validation` asks for after `state.step` steps, as values of the log."""
-        if not (self.ranks.first or shard.divides(self.recipe)):
+        if not (self.ranks.first or divides(self.recipe)):
             # rank 0 has all weights, and measures for all
             return {}
         images, config, step = self.recipe.validation.images, self.recipe.validation.loss, self.state.step

@@ -52,6 +52,19 @@ def gibibytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """Format seconds as `0.4 s`, `32 s`, `2 min 22 s`, `1 h 20 min` or, from four days on, `26.8 days`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole >= 4 * 86400:
+        return f"{whole / 86400:,.1f} days"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def sufficient_bytes(count: int) -> str:
     """`1.51 GiB`: binary units, rounded up, for a limit that has to be enough."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

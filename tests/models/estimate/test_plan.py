@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
+from uhr.base.formatting import duration
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.estimate import devices
 from uhr.models.estimate.cost import WeightPlacement
 from uhr.models.estimate.plan import plan
-from uhr.models.estimate.plan_text import count, describe, duration, show
+from uhr.models.estimate.plan_text import count, describe, show
 from uhr.models.generate.request import Item, Request
 from uhr.models.samplers import SAMPLERS
 from uhr.models.specs.registry import SPECS

@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import pytest
 
 from uhr.base.errors import UserError
@@ -244,3 +248,17 @@ def test_blocks_of_one_kind_are_one_name():
     plan = estimate(resolve("gca-stage2", sets=changes), "flux2-klein-base-4b", [])
     assert "single_transformer_blocks.{0-19}.attn.to_out" in plan["trained"]
     assert plan["trained"].count("single_transformer_blocks") == 1
+
+
+def test_a_spec_that_was_counted_is_planned_without_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = plan_of("lora", on="h100")
+    arguments = ["train", "plan", "lora", "--model", "flux1-dev", "--on", "h100"]
+    blocked = "import sys; sys.modules.update(torch=None, diffusers=None, peft=None); "
+    for more in ([], ["--json"]):
+        code = f"{blocked}from uhr.cli import main; sys.exit(main({arguments + more}))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        if more:
+            assert json.loads(found.stdout) == json.loads(json.dumps(plan))
+        else:
+            assert f"{plan['memory']['total'] / 2**30:.1f} GiB" in found.stdout

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from uhr.base.config import Config
+from uhr.base.config import Config, apply_sets, build
 from uhr.base.errors import UserError
 from uhr.base.kinds import Kind
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
@@ -222,12 +222,25 @@ class Sampling(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     guidance: float | None = None
 
+    def check(self) -> None:
+        """Raise UserError for options that the sampler does not take; imports it if there are any."""
+        if not self.options:
+            return
+        from uhr.models.samplers import options_class
+
+        build(options_class(self.sampler), apply_sets({}, self.sets), f"sampling.options of {self.sampler}")
+
+    @property
+    def sets(self) -> list[str]:
+        """The options as `--set` takes them."""
+        return [f"{name}={value}" for name, value in self.options.items()]
+
     @property
     def arguments(self) -> list[str]:
         """The options of `uhr sample SAMPLER`."""
         # patch-cascade has a guidance of the patches; the other is that of its base pass
         guided = self.guidance is not None and self.sampler != "patch-cascade"
-        sets = [part for name, value in self.options.items() for part in ("--set", f"{name}={value}")]
+        sets = [part for each in self.sets for part in ("--set", each)]
         return [*(["--guidance", f"{self.guidance:g}"] if guided else []), *sets]
 
 
@@ -379,10 +392,8 @@ class Recipe(RecipeBase):
         if spec.guidance != self.guidance.kind:
             what = f"recipe {self.name} trains with guidance '{self.guidance.kind}', and {spec.name} takes"
             raise UserError(f"{what} '{spec.guidance}'", fix)
-        from uhr.models.adapters.surgeries import AdapterSurgery
-
         for surgery in from_record(self.surgeries, f"recipe {self.name}: surgeries"):
-            if isinstance(surgery, AdapterSurgery):
+            if surgery.adapts:
                 raise UserError(
                     f"recipe {self.name}: '{surgery.name}' is in surgeries, where it would not be trained",
                     "name it as `trainable: {kind: ...}`",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MARK = "uhr_average"
 """The key in the metadata of `ema.safetensors` for how the average was made. A file without it was averaged

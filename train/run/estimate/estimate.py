@@ -9,7 +9,7 @@ from typing import Any
 
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
-from uhr.base.formatting import gibibytes, human_bytes
+from uhr.base.formatting import duration, gibibytes, human_bytes
 from uhr.models.estimate.devices import Device, device
 from uhr.models.estimate.shapes import empty_component, empty_components, spec_named
 from uhr.models.families.registry import FAMILIES
@@ -306,8 +306,6 @@ def _known(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Non
 
 def print_estimate(plan: dict[str, Any]) -> None:
     """Print what `estimate` returns."""
-    from uhr.models.estimate.plan_text import duration
-
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
     say(f"trained: {plan['trained']}")

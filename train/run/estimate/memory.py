@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from uhr.base.errors import UserError
 from uhr.models.estimate.devices import Device
 from uhr.models.estimate.weights import weight_bytes
-from uhr.models.loading.stream import blocks_of
 from uhr.models.specs.spec import ModelSpec
+from uhr.train.encode.stored.tensors import BYTES
 from uhr.train.recipes.core.base import Recipe, RecipeBase
-from uhr.train.run.processes.parallel import Ranks
-from uhr.train.run.processes.shard import divides, mesh_shape
+from uhr.train.run.processes.mesh import divides, mesh_shape
 
 WORK_PER_TOKEN = 24
 """Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
@@ -38,8 +35,7 @@ class Processes:
         """Into how many parts `runtime.shard` divides each weight."""
         if not divides(recipe):
             return 1
-        ranks = Ranks(world=self.workers, local_world=self.workers // self.machines)
-        return mesh_shape(recipe.runtime.shard, ranks)[-1]
+        return mesh_shape(recipe.runtime.shard, self.workers, self.workers // self.machines)[-1]
 
     def samples(self, recipe: RecipeBase) -> int:
         """The most samples of a global batch that one process computes."""
@@ -65,6 +61,10 @@ class BaseSizes:
     @classmethod
     def of(cls, recipe: Recipe, spec: ModelSpec, transformer: Any) -> BaseSizes:
         """Count them on a transformer that may have no weights."""
+        import torch
+
+        from uhr.models.loading.stream import blocks_of
+
         dtype = getattr(torch, recipe.runtime.precision)
         blocks = blocks_of(transformer, (spec.double_block, spec.single_block))
         sizes = [weight_bytes(block, dtype).whole for block in blocks]
@@ -117,7 +117,7 @@ def memory(
         tokens: of the longest sequence.
     """
     runtime = recipe.runtime
-    width = getattr(torch, runtime.precision).itemsize
+    width = BYTES[runtime.precision]
     micro = min(recipe.batch.micro, processes.samples(recipe))
     per_block = micro * tokens * base.width * width
     blocks = 1 if runtime.gradient_checkpointing else base.blocks

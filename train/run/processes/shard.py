@@ -12,37 +12,14 @@ trained is divided with its optimiser and average, in float32; blocks compute in
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from uhr.base.errors import UserError, unknown
-from uhr.train.recipes.core.base import Recipe, RecipeBase
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.processes.mesh import mesh_shape
 from uhr.train.run.processes.parallel import Ranks, backend_of
-
-Mode = Literal["replicate", "hybrid", "full"]
-
-
-def mesh_shape(mode: str, ranks: Ranks) -> tuple[int, ...]:
-    """The shape of the device mesh: (copies, parts) for `hybrid`, (parts,) for `full`.
-
-    Raises UserError for another mode, and for `hybrid` on machines with different numbers of processes.
-    """
-    if mode == "full":
-        return (ranks.world,)
-    if mode == "hybrid":
-        if ranks.world % ranks.local_world:
-            what = f"{ranks.world} processes are not a multiple of the {ranks.local_world} of this machine"
-            raise UserError(what, "set runtime.shard=full")
-        return (ranks.world // ranks.local_world, ranks.local_world)
-    raise unknown("way to divide", mode, get_args(Mode), "runtime.shard")
-
-
-def divides(recipe: RecipeBase) -> bool:
-    """Whether the recipe divides weights."""
-    return recipe.runtime.shard != "replicate"
 
 
 def divide_all(
@@ -73,7 +50,7 @@ def divide(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    shape = mesh_shape(mode, ranks)
+    shape = mesh_shape(mode, ranks.world, ranks.local_world)
     if not dist.is_initialized():
         # a single process has a group of its own, so that it runs the same code
         dist.init_process_group(backend_of(device), store=dist.HashStore(), rank=0, world_size=1)

@@ -7,7 +7,7 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.train.recipes import resolve
 from uhr.train.run.launch import Launch
-from uhr.train.run.processes import shard
+from uhr.train.run.processes.mesh import mesh_shape
 from uhr.train.run.processes.parallel import Ranks, device_of, from_environment
 
 
@@ -26,13 +26,12 @@ def test_every_place_counts_once_and_all_processes_do_the_same_number_of_passes(
 
 
 def test_the_mesh_of_two_machines_with_four_processes_each():
-    ranks = Ranks(5, 8, 1, 4)
-    assert shard.mesh_shape("full", ranks) == (8,)
-    assert shard.mesh_shape("hybrid", ranks) == (2, 4)
+    assert mesh_shape("full", 8, 4) == (8,)
+    assert mesh_shape("hybrid", 8, 4) == (2, 4)
     with pytest.raises(UserError, match="7 processes are not a multiple of the 4 of this machine"):
-        shard.mesh_shape("hybrid", Ranks(0, 7, 0, 4))
+        mesh_shape("hybrid", 7, 4)
     with pytest.raises(UserError, match="zero3"):
-        shard.mesh_shape("zero3", ranks)
+        mesh_shape("zero3", 8, 4)
 
 
 @pytest.mark.parametrize(
