@@ -24,6 +24,9 @@ from uhr.train.run.processes.mesh import divides
 from uhr.train.run.processes.parallel import Ranks
 from uhr.train.run.processes.shard import divide_all
 
+GRAPHS = 32
+"""Most graphs of one kind of compiled block."""
+
 
 class BackboneModel(TrainedModel):
     """The transformer of a model, with the adapter that is trained, or trained itself."""
@@ -56,7 +59,7 @@ class BackboneModel(TrainedModel):
         part.prepare(transformer, spec, recipe.seed)
         transformer.train()
         if runtime.compile:
-            transformer.compile_repeated_blocks()
+            _compile_blocks(transformer, job)
         if runtime.offload is not None:
             stream_blocks(transformer, (spec.double_block, spec.single_block), device)
         family, dtype = FAMILIES[recipe.family], getattr(torch, runtime.precision)
@@ -80,3 +83,16 @@ class BackboneModel(TrainedModel):
 
     def measure(self) -> dict[str, Any]:
         return self._held_out.measure(self.network)
+
+
+def _compile_blocks(transformer: Any, job: Job) -> None:
+    """Compile each kind of block once for all sizes of the data; for a single size, for that size alone.
+
+    A kind still has several graphs: with and without a gradient, for one sample and for more, with and
+    without the adapter. Beyond torch's limit of 8 a block would run uncompiled, with a line in torch's log.
+    """
+    import torch._dynamo.config as dynamo
+
+    sizes = {(bucket.height, bucket.width) for each in job.data for bucket in each.data.buckets}
+    dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)  # ty: ignore[invalid-assignment]
+    transformer.compile_repeated_blocks(dynamic=True if len(sizes) > 1 else None)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from uhr.base.errors import UserError
 from uhr.cli import main
@@ -145,7 +146,9 @@ def test_streamed_blocks_train_the_same_weights(job_of, monkeypatch, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_compiled_blocks_train_the_same_weights_up_to_rounding(job_of, monkeypatch, tmp_path):
+def test_blocks_are_compiled_once_for_all_buckets_and_train_the_same_weights_up_to_rounding(
+    job_of, monkeypatch, tmp_path
+):
     torch._dynamo.reset()
     compiled = []
     real = torch.nn.Module.compile
@@ -156,11 +159,18 @@ def test_compiled_blocks_train_the_same_weights_up_to_rounding(job_of, monkeypat
         return real(self, *args, backend="eager", **kwargs)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
-    values = []
+    values, sizes = [], set()
     for on in ("false", "true"):
-        made = Trainer(job_of(f"runtime.compile={on}", "phases.main.steps=2", out=tmp_path / on))
-        made.step()
+        counters.clear()
+        made = Trainer(job_of(f"runtime.compile={on}", "phases.main.steps=4", out=tmp_path / on))
+        for _ in range(4):
+            done = made.step()
+            sizes.add((done["bucket"], done["samples"]))
         made.close()
         values.append(torch.cat([p.detach().flatten() for p in made.state.parameters.values()]))
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-6)
+    # an epoch: three buckets, of 64 and 70 image tokens, and batches of two and of three images
+    assert len(sizes) == 4
+    # of each kind of block one graph for the first, whose input has no gradient, and one for the others
+    assert counters["stats"]["unique_graphs"] == 4
     assert compiled.count("FluxTransformerBlock") == compiled.count("FluxSingleTransformerBlock") == 2
