@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from uhr.base.config import apply_sets, build, read_yaml
+from uhr.base.config import Config, apply_sets, build, read_yaml
 from uhr.base.console import say, table, warn
 from uhr.base.errors import UserError, load_object, unknown
 from uhr.train.recipes.core.base import Phase, Recipe, RecipeBase, leaves
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.trainable import AnyTrainable
-from uhr.train.trainable.base import Trainable
 
 NAMES = {
     "lora": "uhr.train.recipes.lora:RECIPE",
@@ -37,6 +34,8 @@ NAMES = {
 
 SHORT = {"urae-4k": "urae-4k@code"}
 """A name without its version, and the recipe that it means."""
+
+STORED = "the stored recipe"
 
 
 def recipe(name: str) -> RecipeBase:
@@ -58,8 +57,11 @@ def recipe(name: str) -> RecipeBase:
 
 
 def read_recipe(tree: Mapping[str, Any]) -> RecipeBase:
-    """The recipe of a resolved configuration, as `run.json` and checkpoints have it."""
-    return recipe_class(tree).model_validate(tree)
+    """The recipe of a resolved configuration, as `run.json` and checkpoints have it.
+
+    Raises UserError for a key or value that this version does not have.
+    """
+    return build(recipe_class(tree), tree, STORED)
 
 
 def recipe_class(tree: Mapping[str, Any]) -> type[RecipeBase]:
@@ -68,8 +70,14 @@ def recipe_class(tree: Mapping[str, Any]) -> type[RecipeBase]:
     if trainable is None:
         # of an earlier version
         return Recipe
-    part: Trainable = TypeAdapter(AnyTrainable).validate_python(trainable)
+    part = build(_Part, {"trainable": trainable}, STORED).trainable
     return VaeRecipe if part.component == "vae" else Recipe
+
+
+class _Part(Config):
+    """The part of a stored recipe that says which class it is of."""
+
+    trainable: AnyTrainable
 
 
 def _others(name: str) -> str:

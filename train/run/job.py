@@ -233,6 +233,7 @@ def _check(
     component = recipe.trainable.component
     opened = model.open(components=(component,))
     recipe.check(opened.spec)
+    recipe.sampling.check()
     if isinstance(recipe, VaeRecipe):
         recipe = recipe.pinned()
     found = open_sets(recipe, data)

@@ -254,6 +254,27 @@ def test_what_cannot_run_is_refused_before_anything_is_written(job_of, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+def test_options_that_the_recipes_sampler_does_not_take_are_refused_before_training(job_of, tmp_path):
+    # they would be in the card and in the command after the export
+    with pytest.raises(UserError, match=r"sampling\.options of euler: unknown key 'toolkit\.nkt'.*ntk"):
+        job_of("sampling.options={toolkit.nkt: 10}", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "nearest"),
+    [("runtime", "keep_checkpoint", "keep_checkpoints"), ("trainable", "rnk", "rank")],
+)
+def test_a_run_with_an_option_that_is_unknown_or_was_removed_is_refused(job_of, part, key, nearest):
+    job = job_of()
+    file = job.out / "run.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree["recipe"][part][key] = 1
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(UserError, match=f"unknown key '.*{key}': did you mean .*{nearest}"):
+        reopen(job.out)
+
+
 def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(job_of):
     job = job_of("trainable.targets=[to_nothing]")
     with pytest.raises(UserError, match="'to_nothing' matches no module"):
