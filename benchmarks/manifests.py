@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.console import say, table
+from uhr.curate.stages import example
 from uhr.manifests.info import RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import GROUP_ROWS
@@ -50,6 +51,7 @@ SCORE, STRATA = "upscale_ratio", ("aspect_bucket", "license")
 _IDENTITY = ("uri", "sample_id", "content_hash", "status", "reason", "error")
 _TEXTS = ("caption", "source_url", "license", "aspect_bucket")
 _NUMBERS = ("width", "height", "megapixels", "entropy", "flat_fraction", "luma_mean", "laplacian_var", SCORE)
+_STAGES = ("header", "geometry", "flatness", "entropy", "exposure", "sharpness", "native_resolution")
 _NULL = ("parent_id", "box", "source_version", "author", "source_meta")
 
 
@@ -73,7 +75,8 @@ class Claim:
 
 def generate(out: Path, rows: int) -> Manifest:
     """Write a manifest of `rows` rows: 60 % kept, 30 % rejected, 10 % failed."""
-    schema = schema_of(COLUMNS[name] for name in (*_IDENTITY, *_TEXTS, *_NUMBERS, *_NULL))
+    known = COLUMNS | {c.name: c for stage in _STAGES for c in example(stage).adds}
+    schema = schema_of(known[name] for name in (*_IDENTITY, *_TEXTS, *_NUMBERS, *_NULL))
     rules = [RuleInfo(name="entropy", where="entropy >= 4", seen=rows, rejected=rows // 2)]
     provenance = Provenance(root="/nowhere", operation={"kind": "curate", "rows": rows}, rules=rules)
     return write_manifest(out, schema, _generated(schema, rows), provenance)
@@ -270,7 +273,7 @@ def exporting(scratch: Path, rounds: int) -> Claim:
                 "format": "JPEG",
             }
         )
-    schema = schema_of([COLUMNS["format"]])
+    schema = schema_of([next(c for c in example("header").adds if c.name == "format")])
     batch = pa.RecordBatch.from_pylist(rows, schema=schema)
     provenance = Provenance(root=folder, operation={"kind": "curate"})
     made = write_manifest(scratch / "exported", schema, [batch], provenance)

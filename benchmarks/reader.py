@@ -27,7 +27,9 @@ import torch
 from PIL import Image
 
 from uhr.base.console import say, table
-from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
+from uhr.curate.stages.frames.geometry import GEOMETRY
+from uhr.curate.stages.frames.header import HEADER
+from uhr.manifests.schema import sample_id, schema_of
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.models.zoo import make_tiny
 from uhr.train.data.order import BucketPlan

@@ -1,8 +1,11 @@
-"""Every column of a manifest: name, type, unit, range, meaning, and the stage that writes it.
+"""The columns of a manifest: name, type, unit, range, meaning, and the stage that writes it.
 
-A column's description is stored in its Arrow field metadata, which any Parquet reader can read from any part.
+Those that a stage of curation adds are in the module of the stage, and are not known here.
+
+A column's description is stored in its Arrow field metadata, which any Parquet reader can read from any part,
+and which is all that is known of the column when the manifest is read.
 It is part of the bytes that the id is a hash of, so a changed text gives new manifests other ids.
-`docs/schema.md` is generated from this file.
+`docs/schema.md` is generated from this module and the stages: `uhr.curate.schema_doc`.
 """
 
 from __future__ import annotations
@@ -142,166 +145,6 @@ SOURCES = (
 )
 """Columns that only some sources have. A rule over them can reject before an image is read or fetched."""
 
-FETCH = (
-    Column("fetch_time", pa.string(), "when the image was fetched, ISO 8601 in UTC", stage="fetch"),
-    Column("final_url", pa.string(), "the URL that answered, after redirects", stage="fetch"),
-    Column(
-        "http_status",
-        pa.int16(),
-        "status of the last answer; null where there was none",
-        range="100..599",
-        stage="fetch",
-    ),
-    Column("etag", pa.string(), "ETag of the answer", stage="fetch"),
-    Column(
-        "opt_out",
-        pa.string(),
-        "the reservation of the site because of which the image was not taken: robots.txt, X-Robots-Tag or "
-        "tdm-reservation; null where there is none",
-        stage="fetch",
-    ),
-    Column(
-        "opt_out_headers",
-        pa.string(),
-        "the headers X-Robots-Tag, tdm-reservation and tdm-policy of the answer, obeyed or not",
-        stage="fetch",
-    ),
-)
-
-HEADER = (
-    Column(
-        "format",
-        pa.string(),
-        "file format by its content, never by its name",
-        range="JPEG, PNG, WEBP, ...",
-        stage="header",
-    ),
-    Column("width", pa.int32(), "width as displayed (EXIF orientation applied)", "px", "> 0", stage="header"),
-    Column(
-        "height", pa.int32(), "height as displayed (EXIF orientation applied)", "px", "> 0", stage="header"
-    ),
-    Column(
-        "orientation",
-        pa.int8(),
-        "EXIF orientation tag of the file; 1 is upright",
-        range="1..8",
-        stage="header",
-    ),
-    Column(
-        "mode",
-        pa.string(),
-        "colour model of the file",
-        range="L, LA, P, RGB, RGBA, CMYK, ...",
-        stage="header",
-    ),
-    Column(
-        "bit_depth",
-        pa.int8(),
-        "bits per channel, as the file stores them; null where its channels differ or its header does not "
-        "say",
-        "bit",
-        "1..64",
-        stage="header",
-    ),
-    Column("file_size", pa.int64(), "size of the file", "byte", ">= 0", stage="header"),
-)
-
-DECODE = (
-    Column(
-        "notes",
-        pa.string(),
-        "what the decoder found odd in an image that it decoded whole, separated by `; ` (an ICC profile "
-        "that was ignored, stray bytes between segments); null where nothing was odd, or nothing was decoded",
-        stage="decode",
-    ),
-)
-
-GEOMETRY = (
-    Column("megapixels", pa.float64(), "width x height / 10^6", "Mpx", "> 0", stage="geometry"),
-    Column("aspect_ratio", pa.float64(), "width / height", "1", "> 0", stage="geometry"),
-    Column(
-        "aspect_bucket",
-        pa.string(),
-        "the nearest common aspect ratio, as a label (a training bucket in pixels is chosen in `encode`)",
-        range="1:1, 16:9, 2:3, ...",
-        stage="geometry",
-    ),
-)
-
-MEASUREMENTS = (
-    Column(
-        "flat_fraction",
-        pa.float64(),
-        "share of 240 x 240 px patches whose Sobel gradient magnitude has a variance below 800",
-        "1",
-        "[0, 1]",
-        "UltraFlux 2511.18050, tools/filtering_pipeline.py",
-        "flatness",
-    ),
-    Column(
-        "entropy",
-        pa.float64(),
-        "Shannon entropy of the 8-bit gray histogram",
-        "bit",
-        "[0, 8]",
-        "UltraFlux 2511.18050, tools/filtering_pipeline.py",
-        "entropy",
-    ),
-    Column("luma_mean", pa.float64(), "mean of the 8-bit gray value", "1", "[0, 255]", stage="exposure"),
-    Column(
-        "dark_fraction", pa.float64(), "share of pixels with gray below 16", "1", "[0, 1]", stage="exposure"
-    ),
-    Column(
-        "clipped_fraction",
-        pa.float64(),
-        "share of pixels with gray 0 or 255",
-        "1",
-        "[0, 1]",
-        stage="exposure",
-    ),
-    Column(
-        "laplacian_var",
-        pa.float64(),
-        "variance of the 3 x 3 Laplacian of gray: low where nothing is sharp",
-        "1",
-        ">= 0",
-        stage="sharpness",
-    ),
-    Column(
-        "blockiness",
-        pa.float64(),
-        "mean gray step across the 8 x 8 JPEG grid over the mean step inside it: 1 without blocks",
-        "1",
-        ">= 0",
-        stage="sharpness",
-    ),
-    Column(
-        "upscale_ratio",
-        pa.float64(),
-        "estimated linear enlargement that the picture went through: 1 where detail reaches the pixel grid",
-        "1",
-        ">= 1",
-        stage="native_resolution",
-    ),
-)
-
-DUPLICATES = (
-    Column(
-        "dup_group",
-        pa.string(),
-        "`content_hash` shared by all pictures with exactly these bytes; null where it is the only one",
-        stage="exact_duplicates",
-    ),
-    Column(
-        "dup_rank",
-        pa.int32(),
-        "place in its group by uri; 0 is the one to keep, and every picture without duplicates",
-        "1",
-        ">= 0",
-        stage="exact_duplicates",
-    ),
-)
-
 CHOICES = (
     Column("split", pa.string(), "the part of a training split that the row was drawn into", stage="slice"),
 )
@@ -373,12 +216,6 @@ GROUPS = {
     "Verdict": VERDICT,
     "Caption and rights": RIGHTS,
     "Source": SOURCES,
-    "Fetch": FETCH,
-    "Header": HEADER,
-    "Decode": DECODE,
-    "Geometry": GEOMETRY,
-    "Measurements": MEASUREMENTS,
-    "Duplicates": DUPLICATES,
     "Channels and patches": (CHANNELS, REJECTED_BY, CHILD_COUNT),
     "Choices": CHOICES,
     "Review": REVIEW,
@@ -386,21 +223,10 @@ GROUPS = {
 }
 
 COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() for column in group}
+"""The columns that no stage of curation adds. Those of the stages are described by each manifest itself:
+`Manifest.columns`."""
 
 SOURCE_NAME, CONTRACT, STATED = SOURCES[0], SOURCES[1], SOURCES[2:]
-
-_RANK = "_rank"
-"""Ends the columns of the stage `rank`, after the column that they are ranks by."""
-
-
-def curated_by(name: str) -> str | None:
-    """What to curate with, so that a manifest has the column; None if no stage of ours adds it."""
-    column = COLUMNS.get(name)
-    if column is not None:
-        own = column.stage not in ("", "slice", "encode")
-        return f"curate with stage {column.stage}" if own else None
-    return f"curate with stage rank (of: {name.removesuffix(_RANK)})" if name.endswith(_RANK) else None
-
 
 BASE = (*IDENTITY, *VERDICT, *RIGHTS)
 """The columns that every manifest has, independent of its stages."""

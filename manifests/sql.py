@@ -10,7 +10,7 @@ import atexit
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError, nearest, one_line, unknown
 from uhr.manifests import finite
-from uhr.manifests.schema import COLUMNS
 
 LONGEST = 20_000
 """The largest number of characters of a condition: far more than anyone writes, and far fewer than the
@@ -163,38 +162,36 @@ class SqlCondition:
         except RecursionError:
             raise _too_deep(self.where) from None
 
-    def check_columns(self, known: Iterable[str]) -> None:
-        """Raise UserError, with the nearest names, if the condition has a column that is not in `known`."""
-        known = list(known)
-        for name in sorted(self.columns.difference(known)):
-            raise self.unknown_column(name, known)
+    def check_columns(self, schema: pa.Schema) -> None:
+        """Raise UserError, with the nearest names, if the condition has a column that is not in `schema`."""
+        for name in sorted(self.columns.difference(schema.names)):
+            raise self.unknown_column(name, schema)
 
-    def unknown_column(self, name: str, known: Iterable[str]) -> UserError:
+    def unknown_column(self, name: str, schema: pa.Schema) -> UserError:
         """Return the error for a name that no column has: a mistyped column, or a text without quotes."""
-        known = list(known)
-        error = unknown("column", name, known, self.where)
-        if f'"{name}"' not in self.text and not self._is_compared_with_text(name):
+        error = unknown("column", name, schema.names, self.where)
+        if f'"{name}"' not in self.text and not self._is_compared_with_text(name, schema):
             return error
         text = name.strip("\u2018\u2019\u201c\u201d`").replace("'", "''")
         fix = f"if it is a text, write '{text}' in single quotes"
-        close = nearest(name, known)
+        close = nearest(name, schema.names)
         return UserError(error.what, f"{fix}; or did you mean {' or '.join(close)}?" if close else fix)
 
-    def _is_compared_with_text(self, name: str) -> bool:
-        """Whether the condition compares this name with a known text column, or passes both to one function:
+    def _is_compared_with_text(self, name: str, schema: pa.Schema) -> bool:
+        """Whether the condition compares this name with a text column, or passes both to one function:
         `status = kept`, `contains(caption, lake)`.
         """
         for node in _nodes(self.tree):
             operands = _operands(node)
             if any(part["class"] == "COLUMN_REF" and part["column_names"] == [name] for part in operands):
                 found = {inner["column_names"][-1] for inner in _nodes(operands) if "column_names" in inner}
-                if any(_is_text(other) for other in found - {name}):
+                if any(_is_text(other, schema) for other in found):
                     return True
         return False
 
     def check(self, schema: pa.Schema) -> None:
         """Raise UserError unless the condition is a boolean over the columns of `schema`."""
-        self.check_columns(schema.names)
+        self.check_columns(schema)
         for node in _nodes(self.tree):
             column = _text_against_number(node, schema)
             if column is not None:
@@ -240,8 +237,8 @@ def _operands(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return parts + [argument["expression"] for argument in node.get("arguments", ())]
 
 
-def _is_text(name: str) -> bool:
-    return name in COLUMNS and pa.types.is_string(COLUMNS[name].type)
+def _is_text(name: str, schema: pa.Schema) -> bool:
+    return name in schema.names and pa.types.is_string(schema.field(name).type)
 
 
 def _only_expression(
@@ -310,6 +307,6 @@ def _text_against_number(node: Mapping[str, Any], schema: pa.Schema) -> str | No
     for side in sides:
         if numbers and side and side["class"] == "COLUMN_REF":
             name = side["column_names"][-1]
-            if name in schema.names and pa.types.is_string(schema.field(name).type):
+            if _is_text(name, schema):
                 return name
     return None

@@ -10,7 +10,7 @@ from uhr.curate.planning.placement import kind_of
 from uhr.curate.planning.plan import CurationPlan, Pass, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.stage import BatchStage
-from uhr.curate.stages import NAMES, stage_class
+from uhr.curate.stages import NAMES, example, stage_class
 
 READS = {"header": "header", "pixel": "pixels", "batch": "model", "set": "set", "expand": "pixels"}
 """What the stages of a kind read, as it is printed."""
@@ -27,8 +27,7 @@ def _description(name: str) -> dict[str, Any]:
     cls = stage_class(name)
     params = cls.Params.model_fields
     required = [key for key, field in params.items() if field.is_required()]
-    # a stage whose columns depend on a parameter is shown with a placeholder for it
-    stage = cls(cls.Params.model_validate({key: key.upper() for key in required}))
+    stage = example(name)
     return {
         "stage": name,
         "reads": READS[kind_of(stage)],

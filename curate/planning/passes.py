@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from uhr.base.errors import UserError, nearest
 from uhr.curate.planning.placement import Candidate, Skipped
-from uhr.manifests.schema import COLUMNS
+from uhr.curate.stages import stage_adding
 
 
 def cut(
@@ -108,8 +108,8 @@ class _Cut:
         if gone is not None:
             fix = f"give '{candidate.label}' if_missing: skip too"
             return UserError(f"{what} of the skipped stage '{gone.label}'", fix)
-        if need in COLUMNS and COLUMNS[need].stage:
-            return UserError(f"{what}, which no stage adds", f"put stage '{COLUMNS[need].stage}' before it")
+        if (stage := stage_adding(need)) is not None:
+            return UserError(f"{what}, which no stage adds", f"put stage '{stage}' before it")
         close = nearest(need, self._have)
         return UserError(
             f"{what}, which no stage adds", f"did you mean {' or '.join(close)}?" if close else None

@@ -22,11 +22,11 @@ from uhr.curate.planning.passes import cut
 from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates
 from uhr.curate.rules import Rule
 from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage
+from uhr.curate.stages import stage_adding
 from uhr.manifests.info import StageInfo
 from uhr.manifests.schema import (
     CHANNELS,
     CHILD_COUNT,
-    COLUMNS,
     REJECTED_BY,
     SCHEMA_VERSION,
     Column,
@@ -427,6 +427,7 @@ class _Planner:
     ) -> Iterator[Rule]:
         absent = {name: stage for stage in skipped for name in stage.adds if name not in known}
         schema = pa.schema([column.field() for column in known.values()])
+        planned = pa.schema([*schema, *(pa.field(name, pa.null()) for name in absent)])
         for channel, rules in rule_sets:
             for name, entry in rules.items():
                 entry = RuleEntry(where=entry) if isinstance(entry, str) else entry
@@ -434,7 +435,7 @@ class _Planner:
                 if name in self.names:
                     raise UserError(f"there are two rules '{name}'", "rename one: `reason` names the rule")
                 self.names.add(name)
-                _check_columns(rule.condition, [*known, *absent])
+                _check_columns(rule.condition, planned)
                 lacking = next((absent[c] for c in sorted(rule.condition.columns) if c in absent), None)
                 if lacking is not None:
                     why = f"stage '{lacking.label}' was skipped: {lacking.why}"
@@ -483,11 +484,10 @@ def _shares(run: Sequence[PlannedStage[BatchStage]], stage: BatchStage) -> bool:
     return not stage.views and bool(added.intersection(stage.needs))
 
 
-def _check_columns(condition: SqlCondition, known: list[str]) -> None:
-    for name in sorted(condition.columns.difference(known)):
-        if name in COLUMNS and COLUMNS[name].stage:
-            stage = COLUMNS[name].stage
+def _check_columns(condition: SqlCondition, planned: pa.Schema) -> None:
+    for name in sorted(condition.columns.difference(planned.names)):
+        if (stage := stage_adding(name)) is not None:
             raise UserError(
                 f"{condition.where}: no stage adds column '{name}'", f"put stage '{stage}' into the pipeline"
             )
-        raise condition.unknown_column(name, known)
+        raise condition.unknown_column(name, planned)

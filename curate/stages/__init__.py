@@ -44,6 +44,20 @@ NAMES: dict[str, str] = {
 """Name in a pipeline -> import path. A stage is imported when it is first used."""
 
 
+def example(name: str) -> BaseStage:
+    """Return a stage with its default parameters, and placeholders in capitals for those that it requires."""
+    cls = stage_class(name)
+    required = [key for key, field in cls.Params.model_fields.items() if field.is_required()]
+    return cls(cls.Params.model_validate({key: key.upper() for key in required}))
+
+
+def stage_adding(column: str) -> str | None:
+    """Return the first stage that adds a column of this name with its default parameters, None if none does.
+    All stages are imported: for errors only.
+    """
+    return next((name for name in NAMES if any(c.name == column for c in example(name).adds)), None)
+
+
 def stage_class(name: str) -> type[BaseStage]:
     """Return the stage class with this name, or at the import path `package.module:Class`.
 

@@ -90,7 +90,7 @@ class Blob(ABC):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """How the bytes were fetched, by the columns of `manifests.schema.FETCH`; empty if they were not."""
+        """How the bytes were fetched, by the columns of the stage `fetch`; empty if they were not."""
         return {}
 
     @property

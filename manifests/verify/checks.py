@@ -148,7 +148,7 @@ def _coverage_of_stages(manifest: Manifest) -> Iterator[Check]:
 def outside_range(column: Column) -> str | None:
     """Return SQL that is true if a value is outside of the column's range; None if it has no numeric range.
 
-    Ranges are `[a, b]`, `a..b`, `> a` and `>= a`; NaN is outside of each.
+    Ranges are `[a, b]`, `[a, b)`, `a..b`, `> a` and `>= a`; NaN is outside of each.
     """
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return None
@@ -157,6 +157,8 @@ def outside_range(column: Column) -> str | None:
     if match := re.fullmatch(rf"\[{number}, {number}\]|{number}\.\.{number}", column.range):
         low, high = (bound for bound in match.groups() if bound is not None)
         return f"{not_a_number} {name} < {low} OR {name} > {high}"
+    if match := re.fullmatch(rf"\[{number}, {number}\)", column.range):
+        return f"{not_a_number} {name} < {match[1]} OR {name} >= {match[2]}"
     if match := re.fullmatch(rf"(>=?) {number}", column.range):
         return f"{not_a_number} NOT ({name} {match[1]} {match[2]})"
     return None

@@ -9,11 +9,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from uhr.curate.stages import example
+from uhr.manifests import schema
 from uhr.manifests.info import RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
-from uhr.manifests.schema import COLUMNS, REVIEW, sample_id, schema_of
+from uhr.manifests.schema import REVIEW, sample_id, schema_of
 from uhr.manifests.writer import Provenance, write_manifest
+
+MEASURED = ("fetch", "header", "decode", "geometry", "flatness", "entropy", "exposure", "sharpness")
+MEASURED += ("native_resolution", "exact_duplicates")
+"""The stages whose columns the rows have."""
+
+COLUMNS = schema.COLUMNS | {c.name: c for stage in MEASURED for c in example(stage).adds}
+"""The columns of this package and of these stages."""
 
 SCHEMA = schema_of(c for c in COLUMNS.values() if c.name != "split" and c not in REVIEW)
 RULES = (

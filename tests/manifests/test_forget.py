@@ -25,13 +25,15 @@ from uhr.manifests.forget import exports, job
 from uhr.manifests.forget.targets import ForgetRequest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
-from uhr.manifests.schema import COLUMNS, patch_id, sample_id, schema_of
+from uhr.manifests.schema import patch_id, sample_id, schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.sets import difference, union
 from uhr.manifests.selection.slicing import slice_manifest
 from uhr.manifests.selection.tombstones import tombstones_of
 from uhr.manifests.verify.audit import audit
 from uhr.manifests.verify.verification import verify
+
+from .conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 

@@ -21,13 +21,14 @@ from uhr.manifests import parts
 from uhr.manifests.info import Parent, is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
-from uhr.manifests.schema import COLUMNS, REVIEW, SCHEMA_VERSION, sample_id, schema_of
+from uhr.manifests.schema import SCHEMA_VERSION, sample_id
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.stats import compute
 
+from .conftest import COLUMNS, SCHEMA
+
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]
-SCHEMA = schema_of(c for c in COLUMNS.values() if c.name != "split" and c not in REVIEW)
 
 
 def test_what_was_written_is_read_back(manifest: Manifest, make_row: Row) -> None:

@@ -18,10 +18,12 @@ from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.report import gallery, write_report
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Axis, axis_for, histogram
 from uhr.manifests.report.thresholds import Threshold, thresholds
-from uhr.manifests.schema import COLUMNS, sample_id
+from uhr.manifests.schema import sample_id
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.sql import SqlCondition
 from uhr.manifests.stats import compute
+
+from .conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

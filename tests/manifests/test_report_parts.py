@@ -122,7 +122,9 @@ def test_faults_with_one_cause_are_together(make: Make, make_row: Row, tmp_path:
 
 
 def with_groups(make: Make, make_row: Row, out: Path, sizes: list[int], name: str = "near_group") -> Manifest:
-    from uhr.manifests.schema import COLUMNS, schema_of
+    from uhr.manifests.schema import schema_of
+
+    from .conftest import COLUMNS
 
     columns = [COLUMNS[one] for one in ("width", "height", "format", "content_hash", "file_size")]
     schema = schema_of([*columns, Column(name, pa.string(), "a group")])  # of a stage, or of exact duplicates

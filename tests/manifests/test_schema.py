@@ -1,25 +1,10 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from uhr.manifests import schema_doc
 from uhr.manifests.schema import BASE, COLUMNS, GROUPS, Column, patch_id, sample_id, schema_of
 from uhr.manifests.verify.checks import outside_range
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_the_page_about_the_schema_is_current() -> None:
-    page = (ROOT / schema_doc.FILE).read_text(encoding="utf-8")
-    assert page == schema_doc.render(), "run: python -m uhr.manifests.schema_doc"
-
-
-def test_the_generator_writes_the_page_it_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    schema_doc.main()
-    assert schema_doc.FILE.read_text(encoding="utf-8") == schema_doc.render()
 
 
 def test_every_column_says_what_it_means_and_is_named_once() -> None:
@@ -40,8 +25,8 @@ def test_a_column_comes_back_from_its_field() -> None:
 
 
 def test_a_schema_has_the_base_columns_first_and_each_column_once() -> None:
-    schema = schema_of([COLUMNS["entropy"], COLUMNS["content_hash"]])
-    assert schema.names == [*(column.name for column in BASE), "entropy"]
+    schema = schema_of([COLUMNS["split"], COLUMNS["content_hash"]])
+    assert schema.names == [*(column.name for column in BASE), "split"]
 
 
 def test_ids_are_fixed_for_all_time() -> None:

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.schema import schema_of
 from uhr.manifests.sql import SqlCondition, connect
+
+from .conftest import COLUMNS
 
 SCHEMA = schema_of(COLUMNS.values())
 

@@ -32,8 +32,8 @@ LADDERS = {
     "uhr.train": "timesteps optimisers objectives trainable recipes encode data run generate cli",
     # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run
-    "uhr.curate": "measures faults stage frame patch_frame rules sidecars sources config stages planning "
-    "explain run in_store estimate show cli",
+    "uhr.curate": "measures faults stage frame patch_frame rules sidecars sources config stages "
+    "schema_doc planning explain run in_store estimate show cli",
 }
 """The modules and packages directly inside a package, lowest first: each may import only those before it."""
 

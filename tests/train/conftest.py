@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from uhr.base.files import sha256_file
+from uhr.curate.stages.frames.geometry import GEOMETRY
+from uhr.curate.stages.frames.header import HEADER
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
+from uhr.manifests.schema import sample_id, schema_of
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import curated_by
 from uhr.manifests.sql import SqlCondition
 from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
 from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded
@@ -86,10 +85,9 @@ class EncodedData:
         manifest = Manifest.open(self.path)
         condition = SqlCondition.parse(where, named)
         for name in sorted(condition.columns.difference(manifest.schema.names)):
-            error = condition.unknown_column(name, manifest.schema.names)
-            if (fix := curated_by(name)) is not None:
-                error = UserError(f"{error.what}: {self.path} lacks it", f"{fix}; or {error.fix}")
-            raise error
+            error = condition.unknown_column(name, manifest.schema)
+            fix = f"{_curating(name)}; or {error.fix}" if error.fix else _curating(name)
+            raise UserError(f"{error.what}: {self.path} lacks it", fix)
         condition.check(manifest.schema)
         rows = manifest.table(["bucket", "bucket_row"], where=f"bucket IS NOT NULL AND ({where})")
         names, numbers = rows["bucket"].to_numpy(), rows["bucket_row"].to_numpy()
@@ -107,9 +105,9 @@ class EncodedData:
         ((column, share),) = shares.items()
         manifest = None if self.info.schema_version < 2 else Manifest.open(self.path)
         if manifest is None or column not in manifest.schema.names:
-            fix = curated_by(column) or "curate with the stage that computes it"
             raise UserError(
-                f"{self.path} has no column '{column}'", f"{fix}, or set the phase's data.0.lowest={{}}"
+                f"{self.path} has no column '{column}'",
+                f"{_curating(column)}, or set the phase's data.0.lowest={{}}",
             )
         kind = manifest.schema.field(column).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
@@ -263,3 +261,10 @@ def _locate(bucket: BucketInfo, row: int) -> Location:
 
 def _available(keys: Sequence[str | None]) -> tuple[int, ...]:
     return tuple(index for index, key in enumerate(keys) if key is not None)
+
+
+def _curating(column: str) -> str:
+    """What to curate with, so that a manifest has the column."""
+    of = column.removesuffix("_rank")
+    stage = f"stage rank (of: {of})" if of != column else "the stage that adds it (`uhr curate stages`)"
+    return f"curate with {stage}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import Column
 
 
 class EntropyStage(FrameStage):
@@ -18,7 +20,17 @@ class EntropyStage(FrameStage):
 
     name = "entropy"
     hashed_name = "uhr.curate.stages.entropy:EntropyStage"
-    adds = (COLUMNS["entropy"],)
+    adds = (
+        Column(
+            "entropy",
+            pa.float64(),
+            "Shannon entropy of the 8-bit gray histogram",
+            "bit",
+            "[0, 8]",
+            "UltraFlux 2511.18050, tools/filtering_pipeline.py",
+            "entropy",
+        ),
+    )
 
     def open(self) -> None:
         warm()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import Column
 
 
 class ExposureStage(FrameStage):
@@ -16,7 +18,25 @@ class ExposureStage(FrameStage):
 
     name = "exposure"
     hashed_name = "uhr.curate.stages.exposure:ExposureStage"
-    adds = (COLUMNS["luma_mean"], COLUMNS["dark_fraction"], COLUMNS["clipped_fraction"])
+    adds = (
+        Column("luma_mean", pa.float64(), "mean of the 8-bit gray value", "1", "[0, 255]", stage="exposure"),
+        Column(
+            "dark_fraction",
+            pa.float64(),
+            "share of pixels with gray below 16",
+            "1",
+            "[0, 1]",
+            stage="exposure",
+        ),
+        Column(
+            "clipped_fraction",
+            pa.float64(),
+            "share of pixels with gray 0 or 255",
+            "1",
+            "[0, 1]",
+            stage="exposure",
+        ),
+    )
 
     def open(self) -> None:
         warm()

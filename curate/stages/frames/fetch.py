@@ -5,9 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS, FETCH
+from uhr.manifests.schema import COLUMNS, Column
+
+FETCH = (
+    Column("fetch_time", pa.string(), "when the image was fetched, ISO 8601 in UTC", stage="fetch"),
+    Column("final_url", pa.string(), "the URL that answered, after redirects", stage="fetch"),
+    Column(
+        "http_status",
+        pa.int16(),
+        "status of the last answer; null where there was none",
+        range="100..599",
+        stage="fetch",
+    ),
+    Column("etag", pa.string(), "ETag of the answer", stage="fetch"),
+    Column(
+        "opt_out",
+        pa.string(),
+        "the reservation of the site because of which the image was not taken: robots.txt, X-Robots-Tag or "
+        "tdm-reservation; null where there is none",
+        stage="fetch",
+    ),
+    Column(
+        "opt_out_headers",
+        pa.string(),
+        "the headers X-Robots-Tag, tdm-reservation and tdm-policy of the answer, obeyed or not",
+        stage="fetch",
+    ),
+)
 
 
 class FetchStage(FrameStage):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 from pydantic import Field
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import Column
 
 
 class FlatnessStage(FrameStage):
@@ -23,7 +24,17 @@ class FlatnessStage(FrameStage):
 
     name = "flatness"
     hashed_name = "uhr.curate.stages.flatness:FlatnessStage"
-    adds = (COLUMNS["flat_fraction"],)
+    adds = (
+        Column(
+            "flat_fraction",
+            pa.float64(),
+            "share of 240 x 240 px patches whose Sobel gradient magnitude has a variance below 800",
+            "1",
+            "[0, 1]",
+            "UltraFlux 2511.18050, tools/filtering_pipeline.py",
+            "flatness",
+        ),
+    )
 
     class Params(FrameStage.Params):
         patch: int = Field(PATCH, ge=8, le=LARGEST_PATCH, description="side of a patch, px")

@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import GEOMETRY
+from uhr.manifests.schema import Column
 
 LANDSCAPES = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 10), (16, 9), (2, 1), (21, 9), (3, 1))
 """Common aspect ratios (width, height), ascending; portraits are their mirror images."""
+
+GEOMETRY = (
+    Column("megapixels", pa.float64(), "width x height / 10^6", "Mpx", "> 0", stage="geometry"),
+    Column("aspect_ratio", pa.float64(), "width / height", "1", "> 0", stage="geometry"),
+    Column(
+        "aspect_bucket",
+        pa.string(),
+        "the nearest common aspect ratio, as a label (a training bucket in pixels is chosen in `encode`)",
+        range="1:1, 16:9, 2:3, ...",
+        stage="geometry",
+    ),
+)
 
 
 class GeometryStage(FrameStage):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.measures.resolution import upscale_ratio
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import Column
 
 
 class NativeResolutionStage(FrameStage):
@@ -19,7 +21,17 @@ class NativeResolutionStage(FrameStage):
 
     name = "native_resolution"
     hashed_name = "uhr.curate.stages.native_resolution:NativeResolutionStage"
-    adds = (COLUMNS["upscale_ratio"],)
+    adds = (
+        Column(
+            "upscale_ratio",
+            pa.float64(),
+            "estimated linear enlargement that the picture went through: 1 where detail reaches the pixel "
+            "grid",
+            "1",
+            ">= 1",
+            stage="native_resolution",
+        ),
+    )
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
         return {"upscale_ratio": upscale_ratio(frame.gray)}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import FrameStage
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import Column
 
 
 class SharpnessStage(FrameStage):
@@ -19,7 +21,24 @@ class SharpnessStage(FrameStage):
 
     name = "sharpness"
     hashed_name = "uhr.curate.stages.sharpness:SharpnessStage"
-    adds = (COLUMNS["laplacian_var"], COLUMNS["blockiness"])
+    adds = (
+        Column(
+            "laplacian_var",
+            pa.float64(),
+            "variance of the 3 x 3 Laplacian of gray: low where nothing is sharp",
+            "1",
+            ">= 0",
+            stage="sharpness",
+        ),
+        Column(
+            "blockiness",
+            pa.float64(),
+            "mean gray step across the 8 x 8 JPEG grid over the mean step inside it: 1 without blocks",
+            "1",
+            ">= 0",
+            stage="sharpness",
+        ),
+    )
 
     def open(self) -> None:
         warm()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from uhr.curate.stage import SetStage
-from uhr.manifests.schema import DUPLICATES
+from uhr.manifests.schema import Column
 
 
 class ExactDuplicatesStage(SetStage):
@@ -17,7 +19,22 @@ class ExactDuplicatesStage(SetStage):
     name = "exact_duplicates"
     hashed_name = "uhr.curate.stages.exact_duplicates:ExactDuplicatesStage"
     needs = ("content_hash",)
-    adds = DUPLICATES
+    adds = (
+        Column(
+            "dup_group",
+            pa.string(),
+            "`content_hash` shared by all pictures with exactly these bytes; null where it is the only one",
+            stage="exact_duplicates",
+        ),
+        Column(
+            "dup_rank",
+            pa.int32(),
+            "place in its group by uri; 0 is the one to keep, and every picture without duplicates",
+            "1",
+            ">= 0",
+            stage="exact_duplicates",
+        ),
+    )
 
     def query(self) -> str:
         return """

@@ -44,7 +44,7 @@ class Spool:
 
     def fetch(self, url: str) -> Mapping[str, Any]:
         """Fetch a URL, unless its answer is here. Returns the facts of the answer, by the columns of
-        `manifests.schema.FETCH`, with `path`, the file of its body, or with `fault` or `opt_out`, which says
+        the stage `fetch`, with `path`, the file of its body, or with `fault` or `opt_out`, which says
         why there is none.
         """
         facts = self._file(url)

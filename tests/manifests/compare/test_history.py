@@ -12,9 +12,11 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.manifests.compare.history import history
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.slicing import slice_manifest
+
+from ..conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

@@ -23,8 +23,10 @@ from uhr.manifests.export import FORMATS, format_named
 from uhr.manifests.export.base import ExportOptions
 from uhr.manifests.export.job import WORK, ExportRequest, ExportResult, export
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import COLUMNS, sample_id, schema_of
+from uhr.manifests.schema import sample_id, schema_of
 from uhr.manifests.sources.folder import uri_of
+
+from ..conftest import COLUMNS
 
 Build = Callable[..., Manifest]
 SPLIT = COLUMNS["split"].field()

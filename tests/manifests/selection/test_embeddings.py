@@ -14,10 +14,12 @@ import pytest
 import uhr.manifests
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.embeddings import read_vector, unit_vector
 from uhr.manifests.selection.options import Similar, SliceOptions, parse_similar
 from uhr.manifests.selection.select import select
+
+from ..conftest import COLUMNS
 
 DIM = 6
 KEPT = {"status": "kept", "reason": None, "error": None}

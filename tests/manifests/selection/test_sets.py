@@ -94,7 +94,7 @@ def test_columns_of_one_manifest_are_added_to_the_rows_of_all(
     make: Make, make_row: Row, tmp_path: Path
 ) -> None:
     names = ("entropy", "flat_fraction", "width", "height", "aspect_bucket", "format")
-    from uhr.manifests.schema import COLUMNS
+    from ..conftest import COLUMNS
 
     small = schema_of(COLUMNS[name] for name in names[:1])
     rows = [make_row(number) for number in (50, 51)]

@@ -14,10 +14,12 @@ import pytest
 from uhr.cli import main
 from uhr.manifests.info import RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.slicing import slice_manifest
 from uhr.manifests.verify.verification import verify
+
+from ..conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

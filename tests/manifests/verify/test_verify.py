@@ -11,11 +11,13 @@ from uhr.base.files import sha256_file
 from uhr.manifests.info import ManifestInfo, content_id
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
-from uhr.manifests.schema import COLUMNS, Column, patch_id, sample_id, schema_of
+from uhr.manifests.schema import Column, patch_id, sample_id, schema_of
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.uris import uri_of
 from uhr.manifests.verify.checks import VerifyFault
 from uhr.manifests.verify.verification import verify
+
+from ..conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]
@@ -144,7 +146,7 @@ def test_wrong_row_counts_are_found(manifest: Manifest) -> None:
     assert [fault.what for fault in faults] == ["has 100 rows, and manifest.json says 99"]
 
 
-@pytest.mark.parametrize("name", ["uri", "entropy"])
+@pytest.mark.parametrize("name", ["uri", "parent_id"])
 def test_missing_and_mistyped_columns_are_found(name: str, manifest: Manifest) -> None:
     file = manifest.path / "samples" / "part-00000.parquet"
     table = pq.read_table(file)

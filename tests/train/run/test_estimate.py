@@ -93,12 +93,12 @@ def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
         estimate(resolve("ultraflux-stage1"), str(tiny_flux), [small_set.folder])
 
 
-def test_a_curated_column_that_is_missing_is_an_error_with_the_stage_that_adds_it(small_set, tiny_flux):
+def test_a_curated_column_that_is_missing_is_an_error_that_says_how_to_add_it(small_set, tiny_flux):
     sets = ["phases.0.resolution=128", "init.after=null"]
     with pytest.raises(UserError, match=r"unknown column 'artimuse_rank'.*stage rank \(of: artimuse\)"):
         estimate(resolve("ultraflux-stage2", None, sets), str(tiny_flux), [small_set.folder])
     vae = ["phases.0.resolution=128", "phases.0.data.0.lowest={}", "phases.0.data.0.where=entropy > 7"]
-    with pytest.raises(UserError, match=r"unknown column 'entropy'.*curate with stage entropy"):
+    with pytest.raises(UserError, match=r"unknown column 'entropy'.*curate with the stage that adds it"):
         estimate(resolve("vae-f16", None, vae), str(tiny_flux), [small_set.folder])
 
 

@@ -1,4 +1,4 @@
-"""Generate `docs/schema.md`: run `python -m uhr.manifests.schema_doc` in the repository's root."""
+"""Generate `docs/schema.md`: run `python -m uhr.curate.schema_doc` in the repository's root."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.files import atomic
+from uhr.curate.stages import NAMES, example
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_SCHEMA
-from uhr.manifests.schema import BASE, GROUPS, SCHEMA_VERSION, VERDICT, Column
+from uhr.manifests.schema import BASE, COLUMNS, GROUPS, SCHEMA_VERSION, VERDICT, Column
 
 FILE = Path("docs") / "schema.md"
 
 TOP = """# The schema of a manifest
 
-Written by `python -m uhr.manifests.schema_doc` from `manifests/schema.py`; schema version {version}.
+Written by `python -m uhr.curate.schema_doc` from `manifests/schema.py` and the stages of curation; schema
+version {version}.
 
 A manifest is a folder. It is committed once, by writing `manifest.json` last, and never changes.
 
@@ -34,6 +36,14 @@ values of later stages. A stage of your own declares its columns in the same way
 """
 
 
+STAGES = """## Columns of the stages
+
+Each stage with the defaults of its parameters: other values may give other columns (`pyiqa` names its column
+after the metric). A name in capitals is the value of a parameter that has no default: `rank` with
+`of: entropy` adds `entropy_rank`. `uhr curate stages` has the parameters.
+"""
+
+
 def render() -> str:
     """Return the whole page in Markdown."""
     previews = ", ".join(f"`{field.name}`" for field in PREVIEW_SCHEMA)
@@ -44,6 +54,10 @@ def render() -> str:
         if all(column.name in always for column in columns):
             lines.append("In every manifest.\n")
         lines.append(markdown_table(columns, "rules" if columns is VERDICT else "source"))
+    lines.append(STAGES)
+    for stage in NAMES:
+        lines.append(f"## Stage `{stage}`\n")
+        lines.append(markdown_table(column for column in example(stage).adds if column.name not in COLUMNS))
     return "\n".join(lines)
 
 
