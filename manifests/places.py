@@ -17,7 +17,7 @@ from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, json_bytes, saving, sha256_file, user_cache
-from uhr.base.paths import in_store, path_text, text_path
+from uhr.base.paths import in_store, is_url, path_text, text_path
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.base.store import ObjectStore
 from uhr.manifests.info import (
