@@ -199,6 +199,7 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_image_is_noticed(
     (tmp_path / "given image").write_bytes(forge.encode(forge.image(69, 97), "PNG"))
     assert main([str(argument) for argument in arguments]) == 0
     output = capsys.readouterr()
+    assert f"{tmp_path / 'again.png'}: " in output.out
     assert "given image is not the recorded file" in output.err
     assert "not identical" in output.out
 
