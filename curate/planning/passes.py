@@ -21,8 +21,8 @@ def cut(
     """Return the stages of each pass in the order in which they run, and the skipped stages.
 
     Within each kind the order of the pipeline is kept. A header stage that needs a column of a pixel stage
-    runs after the pixel stages. A stage that needs a column of a skipped stage is skipped too if it has
-    `if_missing: skip`.
+    runs among the pixel stages, after that one. A stage that needs a column of a skipped stage is skipped too
+    if it has `if_missing: skip`.
 
     have: the columns that every row has before the first stage.
 
@@ -87,8 +87,15 @@ class _Cut:
         pixels = [other for other in self._found if other.kind == "pixel"]
         if candidate.kind == "header" and any(other.adds.intersection(lacking) for other in pixels):
             # it reads only the header but needs a column of a pixel stage: it runs with those
+            # in its place of the pipeline, but after the pixel stages whose columns it needs
+            place = self._waiting.index(candidate)
+            after = [
+                at
+                for at, other in enumerate(self._waiting)
+                if other.kind == "pixel" and other.adds.intersection(lacking)
+            ]
+            self._waiting.insert(max([place, *after]) + 1, replace(candidate, kind="pixel"))
             self._waiting.remove(candidate)
-            self._waiting.append(replace(candidate, kind="pixel"))
         elif candidate.entry.if_missing == "skip" and (gone := _owner(lacking, self._skipped)):
             why = f"it needs {lacking[0]} of the skipped stage '{gone.label}'"
             self._skipped.append(Skipped(candidate.label, tuple(sorted(candidate.adds)), why))

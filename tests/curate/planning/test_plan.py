@@ -40,6 +40,14 @@ def stages(*names: str | dict) -> list[dict]:
     return [{"stage": name} if isinstance(name, str) else name for name in names]
 
 
+def test_a_header_stage_over_a_column_of_the_pixels_keeps_its_place():
+    """A policy of licences judges an image before anything is measured of it, wherever `rights` is listed."""
+    rules = {"licence": "license_problem IS NULL"}
+    for listed in (("rights", "licence", "decode", "entropy"), ("licence", "rights", "decode", "entropy")):
+        plan = plan_of(stages=stages("header", *listed), rules=rules)
+        assert order(plan) == ["header", "rights", "licence", "[licence]", "decode", "entropy"]
+
+
 def test_what_the_header_settles_comes_before_the_decode_and_rules_right_after_their_columns():
     plan = plan_of(
         stages=stages("decode", "entropy", "exact_duplicates", "flatness", "geometry", "header"),
