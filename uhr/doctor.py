@@ -47,15 +47,15 @@ REQUIREMENTS = (
     Requirement("gguf", "gguf", "quantize", "backbones in GGUF files"),
     Requirement("bitsandbytes", "bitsandbytes", "quantize", "quantised weights: nf4, int8"),
     Requirement("torchao", "torchao.quantization", "quantize", "quantised weights: int8wo, float8wo"),
-    Requirement("s3fs", "s3fs", "s3", "sets of images into an object store"),
+    Requirement("s3fs", "s3fs", "s3", "sources, manifests and sets in object stores"),
     Requirement("datasets", "datasets", "all", "Hugging Face datasets"),
-    Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores (not used yet)"),
-    Requirement("pyiqa", "pyiqa", "quality", "quality scores (not used yet)", "PolyForm-Noncommercial-1.0.0"),
+    Requirement("open_clip_torch", "open_clip", "clip", "embeddings and CLIP scores"),
+    Requirement("pyiqa", "pyiqa", "quality", "quality: pyiqa, q_align", "PolyForm-Noncommercial-1.0.0"),
     Requirement(
         "ultralytics",
         "ultralytics",
         "people",
-        "two photographs of the demo; no person detection yet",
+        "boxes of people; two photographs of the demo",
         "AGPL-3.0",
     ),
 )
@@ -236,8 +236,17 @@ def _print(found: dict[str, Any]) -> None:
         for row in found["packages"]
     ]
     table(["", "package", "version", "for", "licence", ""], rows)
-    for stage in found.get("preset", []):
-        say(f"{'ok' if stage['runs'] else 'SKIPPED':8} {stage['stage']:20} {stage['why']}".rstrip())
+    stages = found.get("preset", [])
+    for stage in stages:
+        state = "ok" if stage["runs"] else "MISSING" if stage["needed"] else "SKIPPED"
+        why = stage["why"].removeprefix(_CANNOT.format(stage["stage"]))
+        say(f"{state:8} {stage['stage']:20} {why}".rstrip())
+    if lacking := [stage["stage"] for stage in stages if stage["needed"] and not stage["runs"]]:
+        say(f"The preset does not run without {', '.join(lacking)}")
+
+
+_CANNOT = "stage '{}' cannot run: "
+"""How the reason of a missing stage begins: its line names the stage already."""
 
 
 def _state(row: dict[str, Any]) -> str:

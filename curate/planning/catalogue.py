@@ -42,14 +42,25 @@ def _description(name: str) -> dict[str, Any]:
 
 
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
-    """Return for each stage of a preset whether it can run on this machine, and if not, why."""
+    """Return for each stage of a preset whether it can run on this machine, and if not, why.
+
+    A stage is `needed` if the preset does not run without it.
+    """
     config = load(preset)
     lenient = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
     # without rules: a required one would stop the plan
     rules = {"rules": {}, "channels": {channel: {} for channel in config.channels}}
     plan = CurationPlan.of(config.model_copy(update={"stages": lenient, **rules}))
     why = {stage.label: stage.why for stage in plan.skipped}
-    return [{"stage": e.label, "runs": e.label not in why, "why": why.get(e.label, "")} for e in lenient]
+    return [
+        {
+            "stage": entry.label,
+            "runs": entry.label not in why,
+            "needed": entry.if_missing == "fail",
+            "why": why.get(entry.label, ""),
+        }
+        for entry in config.stages
+    ]
 
 
 def plan_facts(plan: CurationPlan) -> dict[str, Any]:
