@@ -60,13 +60,24 @@ def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterat
             yield from _walk(place, places.info_at(place), parent.role, depth + 1)
 
 
+def _step(value: Any) -> str:
+    """The value of a step of a slice as the command line has it: names, `entropy=50% per aspect_bucket`."""
+    if isinstance(value, list):
+        return ", ".join(_step(each) for each in value)
+    if isinstance(value, dict) and "by" in value:
+        size = f"{100 * value['share']:g}%" if "share" in value else value.get("rows")
+        per = value.get("per")
+        return f"{value['by']}={size}" + (f" per {', '.join(per)}" if per else "")
+    return str(value)
+
+
 def summary(operation: dict[str, Any]) -> str:
     """Return a short text for an operation, such as `slice: where entropy > 5, sample 100, seed 0`."""
     kind = operation.get("kind", "?")
     if kind == "slice":
         steps = {k: v for k, v in operation.items() if k != "kind"}
         split = steps.pop("split", None)
-        texts = [f"{name} {value}" for name, value in steps.items()]
+        texts = [f"{name} {_step(value)}" for name, value in steps.items()]
         if split:
             texts.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
         return f"slice: {', '.join(texts)}"

@@ -210,9 +210,26 @@ class Manifest:
                 raise UserError(
                     f"'{sample}' begins several sample ids in {self.name}", "give more of its digits"
                 )
+        near = self._uris_like(sample)
         raise UserError(
-            f"no sample '{sample}' in {self.name}", "name a sample_id or a uri as the manifest has it"
+            f"no sample '{sample}' in {self.name}",
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "name a sample_id or a uri as the manifest has it",
         )
+
+    def _uris_like(self, text: str, most: int = 3) -> list[str]:
+        """The uris that end with `text` or resemble it, without regard to case; the most similar first."""
+        query = (
+            "SELECT uri, ends_with('/' || lower(uri), '/' || lower($1)) AS same, "
+            "jaro_winkler_similarity(lower(uri), lower($1)) AS alike FROM samples "
+            "WHERE parent_id IS NULL AND (same OR alike >= 0.95) "
+            f"ORDER BY same DESC, alike DESC, uri LIMIT {most}"
+        )
+        with self.connect() as connection:
+            found = connection.sql(query, params=[text]).fetchall()
+        same = [uri for uri, same, _ in found if same]
+        return same or [uri for uri, _, _ in found]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches. At most one row group is in memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from uhr.base.console import say, shown, table, warn
+from uhr.base.console import counted, say, shown, table, warn
 from uhr.base.formatting import first_words, share
 from uhr.manifests.lineage import summary
 
@@ -143,7 +143,7 @@ def print_diff(found: Diff) -> None:
     for move in found.moves:
         say()
         before, after = (": ".join(part for part in side if part) for side in (move.before, move.after))
-        say(shown(f"{before} -> {after}: {move.rows:,} samples"))
+        say(shown(f"{before} -> {after}: {counted(move.rows, 'sample')}"))
         for cause, count in move.why.items():
             say(shown(f"  {count:,} x {cause}"))
         for example in move.examples:
@@ -160,7 +160,7 @@ def print_diff(found: Diff) -> None:
 def print_forgotten(done: Forgotten) -> None:
     """Print what was taken out of each manifest and export, and which checkpoints had seen it."""
     verb = "would be taken" if done.dry_run else "were taken"
-    say(f"{done.samples:,} samples, with crops and near-duplicates, {verb} out")
+    say(f"{counted(done.samples, 'sample')}, with crops and near-duplicates, {verb} out")
     rows = [(change.path, change.rows, change.previews, change.pixels) for change in done.manifests]
     table(("manifest", "rows", "previews", "stored images"), rows)
     _section(("export", "files"), done.exports.items())

@@ -95,5 +95,5 @@ def of_pipeline(trees: Mapping[str, Any], where: str) -> Source:
 
 def _class(kind: str, where: str) -> type[Source]:
     if kind not in NAMES:
-        raise unknown("kind of source", kind, NAMES, where)
+        raise unknown("kind of source", kind, [name for name in NAMES if name != STORED], where)
     return load_object(NAMES[kind], "source")

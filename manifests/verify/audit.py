@@ -77,6 +77,7 @@ def audit(
     query = _query(manifest)
     with saving(out, "free space there, then repeat the command"), _table(out, kind) as write:
         for rows in _batches(manifest):
+            read = rows.num_rows
             with sql.connect(samples=rows) as connection:
                 if condition is not None:
                     try:
@@ -90,7 +91,7 @@ def audit(
             write(found)
             images += rows.num_rows
             lines += found.num_rows
-            advance(_ROWS)
+            advance(read)
     return AuditResult(str(out), images, lines)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from uhr.base import parquet
-from uhr.base.console import Advance
+from uhr.base.console import Advance, counted
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import sha256_file
 from uhr.manifests import parts as part_files
@@ -89,7 +89,8 @@ def _result(path: Path, info: ManifestInfo, checks: list[str], faults: list[Veri
         if find_parent(path, parent) is None
     ]
     notes += [
-        f"redacted {each.time}: {each.rows:,} rows were forgotten{f' ({each.reason})' if each.reason else ''}"
+        f"redacted {each.time}: {counted(each.rows, 'row')} forgotten"
+        + (f" ({each.reason})" if each.reason else "")
         for each in info.redactions
     ]
     return VerifyResult(places.shown(path), info.id, info.counts["rows"], checks, faults, notes)

@@ -107,7 +107,8 @@ def test_verify_is_silent_about_nothing(run: Run, manifest: Manifest) -> None:
 def test_lineage_prints_the_chain_and_names_lost_parents(
     run: Run, manifest: Manifest, tmp_path: Path
 ) -> None:
-    run("slice", manifest.path, "--where", "entropy >= 5", "--out", tmp_path / "a")
+    top = ("--top", "entropy=62.5%", "--per", "format,mode")
+    run("slice", manifest.path, "--where", "entropy >= 5", *top, "--out", tmp_path / "a")
     run("slice", tmp_path / "a", "--sample", 5, "--seed", 3, "--out", tmp_path / "b")
     code, out, _ = run("lineage", tmp_path / "b")
     lines = out.splitlines()
@@ -116,6 +117,7 @@ def test_lineage_prints_the_chain_and_names_lost_parents(
     assert "sample 5" in lines[0]
     assert "seed 3" in lines[0]
     assert "where entropy >= 5" in lines[1]
+    assert lines[1].endswith("top entropy=62.5% per format, mode")
     assert manifest.id[:16] in lines[2]
     assert "curate test" in lines[2]
     manifest.path.rename(tmp_path / "gone")

@@ -61,7 +61,10 @@ def test_a_sample_is_found_by_id_prefix_or_uri(manifest: Manifest) -> None:
         assert manifest.row(name)["uri"] == uri
     with pytest.raises(UserError, match="several"):
         manifest.row("")
-    with pytest.raises(UserError, match="no sample 'nothing'"):
+    for near in ("00042.JPG", "Folder/00042.jpg"):
+        with pytest.raises(UserError, match=r"did you mean folder/00042.jpg\?"):
+            manifest.row(near)
+    with pytest.raises(UserError, match=r"no sample 'nothing'.*name a sample_id"):
         manifest.row("nothing")
     with pytest.raises(UserError, match="no sample"):
         manifest.row("' OR 1=1 --")

@@ -17,6 +17,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.slicing import slice_manifest
+from uhr.manifests.verify.audit import audit
 from uhr.manifests.verify.verification import verify
 
 from ..conftest import COLUMNS
@@ -94,6 +95,12 @@ def test_a_condition_chooses_images_and_csv_has_the_same_lines(
     expected = _lines(tmp_path / "a.parquet")
     assert len(found) == len(expected) == 6
     assert [line["value"] for line in found] == [line["value"] or "" for line in expected]
+
+
+def test_progress_counts_the_rows(judged: Manifest, tmp_path: Path) -> None:
+    counted: list[int] = []
+    audit(judged, tmp_path / "a.csv", None, counted.append)
+    assert sum(counted) == judged.info.counts["rows"]
 
 
 def test_images_without_rules_have_one_line(make: Make, make_row: Row, tmp_path: Path) -> None:
