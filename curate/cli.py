@@ -131,7 +131,7 @@ def run(
         free = free_name(str(place or taken), is_taken)
         # earlier results are read from folders
         earlier = ["--reuse", str(taken)] if place is None else []
-        return console.command(*arguments, *earlier, "--out", free)
+        return "write to another folder: " + console.command(*arguments, *earlier, "--out", free)
 
     def is_taken(name: str) -> bool:
         return os.path.exists(name) if place is None else bool(ObjectStore(name).names())

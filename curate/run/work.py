@@ -345,7 +345,7 @@ class _UnitRun:
                     self._call(index, frame, planned)
                 if self._previews and number == 1 + len(self._pass.header):
                     # right after the first pixel stage, so that images which later rules reject have one too
-                    label = f"{planned.label}: preview"
+                    label = "preview"  # whichever stage comes first: the fault is of the image
                     if not self._reuse_preview(index):
                         if not self._begin(index, number, label):
                             return False

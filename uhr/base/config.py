@@ -72,7 +72,8 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
             # several values of a part do not go together: the message has them, and the part has many others
             raise UserError(f"{where}: '{path}': {_lower(fault['msg'])}") from None
         got = f" (got {fault['input']!r})"
-        raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
+        fix = "write it as 4GiB or 500MB" if fault["type"].startswith("byte_size") else None
+        raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}", fix) from None
 
 
 def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
