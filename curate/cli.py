@@ -113,7 +113,10 @@ def run(
     place = out if isinstance(out, str) else None
     if dry_run:
         plan, problem = plan_of(config, strict, images)
-        request = CurationRequest(plan, images, Path(out), pool, subset)
+        request = CurationRequest(
+            plan, images, Path(out), pool, subset, tuple(reuse or ()), tuple(retry or ())
+        )
+        request.check()
         _dry_run(request, measure, problem, as_json)
         return
     plan = CurationPlan.of(config, strict, images.columns)

@@ -14,7 +14,8 @@ from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig
 from uhr.curate.planning.plan import CurationPlan, Pass
-from uhr.curate.run.commit import FETCHED, UNITS
+from uhr.curate.run.commit import FETCHED, UNITS, with_stores
+from uhr.curate.run.earlier.harvest import take
 from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
@@ -52,10 +53,11 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
     """Run the pipeline over `count` images of a listing, drawn at random, in a temporary folder, and return
     what the whole run will take.
 
-    `stages` has by stage the rows and seconds of the sample and of the run; `passes` the rows, and the
-    seconds of the run with its workers, which are those of the slowest segment; `rules` how many rows of the
-    sample were rejected; `bytes` what is read, or fetched, and written for previews and stored images;
-    `tokens` those of captions. Numbers of the run are those of the sample times the share of all images.
+    `stages` has by stage the rows for which it is called, those whose results are `reused`, and the seconds;
+    `passes` the rows, and the seconds of the run with its workers, which are those of the slowest segment;
+    `rules` how many rows of the sample were rejected; `bytes` what is read, or fetched, and written for
+    previews and stored images; `tokens` those of captions. Numbers of the run are those of the
+    sample times the share of all images.
     """
     # a host that fails says so in its rows
     config = request.plan.config.model_copy(update={"pause": 0})
@@ -71,7 +73,9 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
         units.mkdir()
         described = run_file(plan, sample, table_hash(sample.items))
         described.write(units)
-        source = listing.source.spooled(folder / FETCHED)
+        for path in request.reuse:
+            take(path, units, request.retry)
+        source = with_stores(listing.source.spooled(folder / FETCHED), units)
         with passes_run(plan, units, sample.items, source, runner, described) as finished:
             rows = pa.Table.from_batches(finished.batches(), plan.schema)
             return {
@@ -94,6 +98,7 @@ def _stages(plan: CurationPlan, finished: Finished, scale: float) -> list[dict[s
             "measured": tally.measured[label],
             "seconds_each": _each(tally.microseconds[label], tally.measured[label]),
             "rows": round(tally.measured[label] * scale),
+            "reused": round(tally.reused[label] * scale),
             "seconds": tally.microseconds[label] / 1e6 * scale,
         }
         for label in labels
@@ -150,8 +155,20 @@ def _bytes(plan: CurationPlan, finished: Finished, rows: pa.Table, scale: float)
     stored = 0 if plan.config.pixels in (None, "none") else kept
     return {
         name: round(size * scale)
-        for name, size in (("read", whole), ("previews", previews), ("stored", stored))
+        for name, size in (
+            ("read", whole * _share_called(plan, finished)),
+            ("previews", previews),
+            ("stored", stored),
+        )
     }
+
+
+def _share_called(plan: CurationPlan, finished: Finished) -> float:
+    """The share of the images for which a stage is called: of the others all results are reused."""
+    tally, labels = finished.tally, [planned.label for planned in plan.passes[0].frames]
+    called = max((tally.measured[label] for label in labels), default=0)
+    seen = max((tally.measured[label] + tally.reused[label] for label in labels), default=0)
+    return called / seen if any(tally.reused[label] for label in labels) else 1.0
 
 
 def _tokens(plan: CurationPlan, rows: pa.Table, scale: float) -> dict[str, dict[str, Any]]:

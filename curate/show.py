@@ -15,6 +15,7 @@ from uhr.curate.run.failures import Failures
 from uhr.curate.run.job import CurationResult
 from uhr.curate.stage import Resources
 from uhr.manifests.info import ManifestInfo
+from uhr.manifests.selection.tombstones import FORGOTTEN
 from uhr.manifests.sources.base import NOT_OPENED, Listing
 
 MOST_WARNINGS = 5
@@ -52,6 +53,8 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     for stage in found["stages"]:
         each = stage["seconds_each"]
         took = "not reached" if each is None else f"{each * 1e3:,.1f} ms each, {_duration(stage['seconds'])}"
+        if stage["reused"]:
+            took = f"{'' if each is None else took + ', '}{stage['reused']:,} reused"
         say(shown(f"  {stage['stage']:<18} {stage['rows']:>12,} rows   {took}"))
     for rule in found["rules"]:
         say(shown(f"  rule {rule['rule']}: rejected {rule['rejected']:,} of {rule['seen']:,}"))
@@ -186,6 +189,7 @@ def _not_opened(not_opened: Mapping[str, int]) -> str:
         "links_and_devices_in_archives": "links and devices in archives",
         "other_members": "members of other kinds",
         "unmatched_rows": "rows of tables without a file",
+        FORGOTTEN: "forgotten from a reused manifest",
     }
     names = dict.fromkeys((*NOT_OPENED, *text))
     found = [f"{text.get(name, name)} {not_opened[name]:,}" for name in names if not_opened.get(name)]

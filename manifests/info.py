@@ -31,6 +31,10 @@ class Part(Config):
     sha256: str
 
 
+UNFINISHED = "results reused from the unfinished run"
+"""The role of a parent that is no manifest: its id is that of the run's state at that time."""
+
+
 class Parent(Config):
     """A manifest that this one was made from, identified by `id`; `path` is where it was at that time.
 

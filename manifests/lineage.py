@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.paths import in_store, text_path
 from uhr.manifests import places
-from uhr.manifests.info import ManifestInfo, Parent
+from uhr.manifests.info import UNFINISHED, ManifestInfo, Parent
 
 
 def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
@@ -52,7 +52,7 @@ def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterat
         "operation": info.operation,
     }
     for parent in info.parents:
-        place = find_parent(path, parent)
+        place = None if parent.role == UNFINISHED else find_parent(path, parent)
         if place is None:
             known = {"role": parent.role, "id": parent.id, "path": parent.path}
             yield {"depth": depth + 1, **known, "found": False}
@@ -69,6 +69,11 @@ def _step(value: Any) -> str:
         per = value.get("per")
         return f"{value['by']}={size}" + (f" per {', '.join(per)}" if per else "")
     return str(value)
+
+
+def why_absent(link: Mapping[str, Any]) -> str:
+    """Return why a link of a lineage that has `found` false has no rows."""
+    return "an unfinished run, which is no manifest" if link["role"] == UNFINISHED else "not found any more"
 
 
 def summary(operation: dict[str, Any]) -> str:

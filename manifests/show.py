@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import counted, say, shown, table, warn
 from uhr.base.formatting import first_words, share
-from uhr.manifests.lineage import summary
+from uhr.manifests.lineage import summary, why_absent
 
 if TYPE_CHECKING:
     from uhr.manifests.compare.diff import Diff
@@ -90,7 +90,7 @@ def print_lineage(chain: list[dict[str, Any]]) -> None:
         if link["found"]:
             what = f"{link['path']}: {link['rows']} rows, {summary(link['operation'])}"
         else:
-            what = f"not found any more (was at {link['path']})"
+            what = f"{why_absent(link)} (was at {link['path']})"
         say(shown(f"{lead}{link['id'][:16]}  {what}"))
 
 

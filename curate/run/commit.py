@@ -73,7 +73,7 @@ def commit(
             operation = {**operation, "reused": dict(sorted(finished.tally.reused.items()))}
         provenance = Provenance(
             root=listing.source.place,
-            origin=with_stores(listing.source, out / UNITS).origin,
+            origin=_origin(plan, finished, with_stores(listing.source, out / UNITS)),
             operation=operation,
             parents=[*listing.source.parents, *{each.id: each for each in reused}.values()],
             stages=plan.stage_infos(),
@@ -98,6 +98,20 @@ def with_stores(source: Source, units: Path) -> Source:
     for path, parts in sorted(stores):
         source = Stored(path=path, parts=parts, source=source)
     return source
+
+
+def _origin(plan: CurationPlan, finished: Finished, source: Source) -> dict[str, Any] | None:
+    """Describe the source for the manifest: images whose bytes are not stored are not read from other
+    manifests either.
+    """
+    if not isinstance(source, Stored) or not plan.hiding:
+        return source.origin
+    hidden: set[str] = set()
+    for batch in finished.batches():
+        for name in plan.hiding:
+            found = batch.filter(batch[name].is_valid())["content_hash"]
+            hidden.update(found.drop_null().to_pylist())
+    return source.without(hidden).origin if hidden else source.origin
 
 
 def _pixels(out: Path, plan: CurationPlan, finished: Finished, source: Source) -> list[Part]:

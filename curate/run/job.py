@@ -35,8 +35,9 @@ from uhr.curate.run.failures import (
     sidecars_of,
 )
 from uhr.manifests import parts
-from uhr.manifests.info import is_manifest
+from uhr.manifests.info import is_manifest, read_info
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.selection.tombstones import FORGOTTEN, all_tombstones, living
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, table_hash
@@ -142,10 +143,16 @@ def is_finished(out: Path) -> bool:
 
 
 def list_source(request: CurationRequest) -> Listing:
-    """List the source. Raises UserError if it is missing or empty, or if it overlaps with OUT."""
+    """List the source, without what was forgotten from the manifests in `reuse`. Raises UserError if it is
+    missing or empty, or if it overlaps with OUT.
+    """
     check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
         listing = request.source.list(advance)
+    tombstones = all_tombstones(read_info(path) for path in request.reuse if is_manifest(path))
+    if tombstones:
+        alive = living(listing.items, tombstones)
+        listing = listing.where(alive, FORGOTTEN)
     return request.subset.of(listing)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.base.files import finite
 from uhr.manifests.info import FILE, ManifestInfo, read_info
-from uhr.manifests.lineage import lineage, summary
+from uhr.manifests.lineage import lineage, summary, why_absent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import REJECTED
 
@@ -61,7 +61,7 @@ def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[
             continue
         seen.add(link["id"])
         if not link["found"]:
-            steps.append(Step(link["path"], link["id"], "not found any more", found=False))
+            steps.append(Step(link["path"], link["id"], why_absent(link), found=False))
             continue
         step, row = _step(Manifest.open(link["path"]), sample_id, row)
         steps.append(step)

@@ -15,7 +15,7 @@ from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic
 from uhr.base.paths import escaped, is_utf8
 from uhr.manifests.export.base import Entry, Format, Sample, Shard
-from uhr.manifests.lineage import lineage, summary
+from uhr.manifests.lineage import lineage, summary, why_absent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.places import place_of
 from uhr.manifests.schema import Column
@@ -110,7 +110,7 @@ def _card(
     chain = [
         f"- `{link['id'][:16]}`: {summary(link['operation'])}, {link['rows']:,} rows"
         if link["found"]
-        else f"- `{link['id'][:16]}`: {link['role']}, not found when this was written"
+        else f"- `{link['id'][:16]}`: {link['role']}, {why_absent(link)}"
         for link in lineage(parent.path)
     ]
     counts = "\n".join(f"| {split} | {count:,} |" for split, count in splits.items())

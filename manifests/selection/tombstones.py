@@ -13,6 +13,9 @@ from uhr.manifests.info import ManifestInfo
 COLUMNS = ("sample_id", "parent_id", "uri", "source_name", "content_hash", "source_url", "final_url")
 """The columns that a tombstone is made of, and compared with."""
 
+FORGOTTEN = "forgotten"
+"""The name of the count of a source's items that were left out because of tombstones."""
+
 
 def tombstones_of(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a tombstone remembers of a row: hashes (32 hex digits) of its id, its place in its source,
@@ -39,7 +42,7 @@ def all_tombstones(infos: Iterable[ManifestInfo]) -> frozenset[str]:
     return frozenset(each for info in infos for one in info.redactions for each in one.tombstones)
 
 
-def living(rows: pa.Table, tombstones: frozenset[str]) -> pa.Array:
+def living(rows: pa.Table, tombstones: frozenset[str]) -> pa.BooleanArray:
     """Return whether each row, or item of a source, is not one that was forgotten; bool [rows]."""
     known = rows.select([name for name in COLUMNS if name in rows.schema.names])
     found = [tombstones.isdisjoint(tombstones_of(row)) for row in known.to_pylist()]

@@ -267,13 +267,16 @@ class Listing:
         """Return a listing of `count` items that are drawn at random. Whether one is drawn depends only on
         its name, on the seed and on which others there are, not on their order.
         """
-        names = zip(
-            *(self.items[n].to_pylist() for n in ("uri", SOURCE_NAME.name) if n in self.items.schema.names),
-            strict=True,
-        )
+        columns = [n for n in ("uri", SOURCE_NAME.name) if n in self.items.schema.names]
+        names = zip(*(self.items[n].to_pylist() for n in columns), strict=True)
         draws = [hashlib.sha256(json.dumps([seed, *name]).encode()).digest() for name in names]
         chosen = sorted(sorted(range(len(draws)), key=draws.__getitem__)[:count])
         return self._of(self.items.take(pa.array(chosen, pa.int64())))
+
+    def where(self, kept: pa.BooleanArray, name: str) -> Listing:
+        """Return a listing of the items for which `kept` is true; the others are counted as `name`."""
+        counts = self.not_opened | {name: kept.false_count}
+        return replace(self._of(self.items.filter(kept)), not_opened=counts)
 
     def _of(self, items: pa.Table) -> Listing:
         sizes: dict[str, int] = {}  # by uri: two images may share a sidecar

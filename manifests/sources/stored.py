@@ -187,7 +187,7 @@ class PixelStore:
 
 class Stored(Source):
     """The images whose bytes are in the folder `path` of a manifest, or at this address; `source` opens all
-    others.
+    others, and those whose `content_hash` is in `hidden`.
     """
 
     kind = "stored"
@@ -195,6 +195,7 @@ class Stored(Source):
     path: Annotated[str, pydantic.AfterValidator(lambda text: text if is_url(text) else absolute(text))]
     parts: tuple[str, ...]
     source: Any
+    hidden: tuple[str, ...] = ()
 
     @property
     def place(self) -> Path | str:
@@ -229,9 +230,18 @@ class Stored(Source):
         """Whether the bytes with this hash are in the folder, or in one that `source` reads."""
         if content_hash is None:
             return False
-        if self.store.read(content_hash) is not None:
+        if self._read(content_hash) is not None:
             return True
         return isinstance(self.source, Stored) and self.source.holds(content_hash)
+
+    def _read(self, content_hash: str) -> bytes | None:
+        return None if content_hash in self.hidden else self.store.read(content_hash)
+
+    def without(self, hashes: Iterable[str]) -> Stored:
+        """Return the source that does not read the bytes with these hashes from any folder of a manifest."""
+        hidden = tuple(sorted({*self.hidden, *hashes}))
+        source = self.source.without(hidden) if isinstance(self.source, Stored) else self.source
+        return self.model_copy(update={"hidden": hidden, "source": source})
 
     def check(self) -> None:
         self.source.check()
@@ -247,7 +257,7 @@ class Stored(Source):
     def open(self, item: Item) -> Blob:
         key = item.get("content_hash")
         try:
-            data = None if key is None else self.store.read(key)
+            data = None if key is None else self._read(key)
         except (OSError, pa.ArrowException) as error:
             fix = "restore the folder, or make the manifest anew"
             what = f"the stored images of {self.path} cannot be read ({one_line(error)})"
@@ -255,5 +265,7 @@ class Stored(Source):
         return self.source.open(item) if data is None else MemoryBlob(data)
 
     def described(self) -> dict[str, Any]:
-        tree = {"kind": self.kind, "path": self.path, "parts": list(self.parts)}
+        tree: dict[str, Any] = {"kind": self.kind, "path": self.path, "parts": list(self.parts)}
+        if self.hidden:
+            tree["hidden"] = list(self.hidden)
         return {**tree, "source": self.source.described()}

@@ -27,7 +27,7 @@ from uhr.curate.run.earlier.files import (
 )
 from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.rows import PREVIEW, RAN
-from uhr.manifests.info import Parent, is_manifest
+from uhr.manifests.info import UNFINISHED, Parent, is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import CHILD_COUNT, FAILED, KEPT, REJECTED, VERDICT
 from uhr.manifests.sources.stored import Stored
@@ -37,8 +37,6 @@ UNITS = "units"
 
 REUSED = "results reused from"
 """The role of a manifest, among the parents of another, whose results that has taken over."""
-
-UNFINISHED = "results reused from the unfinished run"
 
 _VERDICT = tuple(column.name for column in VERDICT)
 

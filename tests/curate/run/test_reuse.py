@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.curate.config import load
+from uhr.curate.estimate import estimate
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
 from uhr.curate.run.earlier.so_far import so_far
@@ -28,7 +30,9 @@ from uhr.curate.run.job import CurationRequest
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.page import render
+from uhr.manifests.sources.base import NO_LIMITS
 from uhr.manifests.sources.folder import Folder
+from uhr.pixels.types import PixelFault
 from uhr.runtime.inline import InlineRunner
 from uhr.runtime.pool import Pool
 
@@ -255,7 +259,7 @@ def test_another_parameter_calls_the_stage_and_those_that_read_it(lab):
     assert content(reused) == content(lab.run(tree))
 
 
-def test_a_source_that_has_grown_measures_only_what_is_new(lab):
+def test_a_source_that_has_grown_measures_only_what_is_new(lab, uhr):
     tree = lab.pipeline("Red", "Said", "Blue")
     first = lab.begin(tree, 2)
     assert lab.calls() == {"Red": {"i0", "i1", "i2"}, "Said": {"i0", "i1", "i2"}, "Blue": {"i0", "i1", "i2"}}
@@ -270,6 +274,9 @@ def test_a_source_that_has_grown_measures_only_what_is_new(lab):
     assert content(reused) == content(lab.run(tree))
     assert reused.info.parents[0].role == "results reused from the unfinished run"
     assert reused.info.parents[0].path == str(first)
+    code, printed, _ = uhr("manifest", "lineage", reused.path)
+    assert code == 0
+    assert f"an unfinished run, which is no manifest (was at {first})" in printed
 
 
 def test_patches_are_neither_cut_nor_measured_again(lab):
@@ -337,6 +344,51 @@ def test_an_unfinished_run_retries_in_place(lab, limits):
     assert finished.info.parents == []
     with pytest.raises(UserError, match="is finished"):
         lab.run(changed, out=out, retry=("stage error",))
+
+
+def test_an_image_that_a_new_list_rejects_is_not_read_from_reused_pixels(lab):
+    tree = {**lab.pipeline("Red"), "pixels": "all"}
+    first = lab.run(tree)
+    listed = lab.folder / "listed.txt"
+    listed.write_text(hashlib.sha256((lab.source / "i1.png").read_bytes()).hexdigest())
+    # behind decode, so that the rejected row has the hash of its bytes
+    stages = [*tree["stages"], {"stage": "blocklist", "files": [str(listed)]}]
+    rules = {"blocklist": "blocklist_match IS NULL"}
+    reused = lab.run({**tree, "stages": stages, "rules": rules}, reuse=(first.path,))
+    assert lab.calls() == {}
+    shutil.rmtree(lab.source)
+    rows = {row["uri"]: row for row in reused.table().to_pylist()}
+    assert {uri for uri, row in rows.items() if row["reason"] == "blocklist"} == {"i1.png"}
+    for uri, row in rows.items():
+        if uri == "i1.png":
+            with pytest.raises(PixelFault, match="removed after it was listed"):
+                reused.source.open(row).read(NO_LIMITS)
+        else:
+            data = reused.source.open(row).read(NO_LIMITS)
+            assert hashlib.sha256(data).hexdigest() == row["content_hash"]
+    assert first.source.open(rows["i1.png"]).read(NO_LIMITS), "M itself is not changed"
+
+
+def test_what_a_reused_manifest_has_forgotten_does_not_come_back(lab, uhr):
+    tree = lab.pipeline("Red")
+    first = lab.run(tree)
+    lab.run(tree, out=lab.folder / "before", reuse=(first.path,))
+    code, _, errors = uhr("manifest", "forget", first.path, "--url", "i1.png")
+    assert code == 0, errors
+    reused = lab.run(tree, reuse=(first.path,))
+    assert {row["uri"] for row in reused.table().to_pylist()} == {f"i{n}.png" for n in (0, 2, 3, 4, 5)}
+    assert reused.info.source["forgotten"] == 1
+    assert lab.calls() == {}
+
+
+def test_a_dry_run_counts_what_would_be_reused(lab):
+    first = lab.run(lab.pipeline("Red"))
+    lab.image("new", 77)
+    request = lab.request(lab.pipeline("Red", "Said"), reuse=(first.path,))
+    found = estimate(request, job.list_source(request), 100)
+    stages = {stage["stage"]: (stage["rows"], stage["reused"]) for stage in found["stages"]}
+    assert stages == {"header": (1, 6), "geometry": (1, 6), "decode": (1, 6), "red": (1, 6), "said": (7, 0)}
+    assert not request.out.exists()
 
 
 def test_what_cannot_be_reused_is_one_line(lab):
