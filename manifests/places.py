@@ -17,7 +17,7 @@ from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, json_bytes, saving, sha256_file, user_cache
-from uhr.base.paths import in_store, is_url, path_text, text_path
+from uhr.base.paths import in_store, path_text, text_path
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.base.store import ObjectStore
 from uhr.manifests.info import (
@@ -81,7 +81,7 @@ def as_stored(place: Path | str) -> Generator[Path]:
     """Yield the folder of a manifest, with all of its files as they are; for an address that of a copy of its
     own, which is removed at the end. What is missing or has changed in the store is so in the copy.
     """
-    if not isinstance(place, str) or not is_url(place):
+    if not in_store(place):
         yield Path(place)
         return
     store = ObjectStore(place)
@@ -125,7 +125,7 @@ def _fetch(store: ObjectStore, part: Part, folder: Path) -> None:
 
 def is_forgetting(place: Path | str) -> bool:
     """Whether a `forget` that began at this manifest has not been finished."""
-    if isinstance(place, str) and is_url(place):
+    if in_store(place):
         return ObjectStore(place).exists(JOURNAL)
     return (Path(place) / JOURNAL).is_file()
 
