@@ -139,7 +139,7 @@ def print_result(result: CurationResult) -> None:
         say(shown(f"  reused    {', '.join(f'{label} {rows:,}' for label, rows in reused.items())}"))
     _print_funnel(info, result.failures)
     if (noted := result.noted) is not None:
-        of = "" if noted.times == noted.rows else f"{noted.times:,} times "
+        of = "" if noted.times == noted.rows else f"{noted.times:,} of them: "
         note = shown(first_words(noted.note, LONGEST_ERROR))
         say(f"  notes on  {noted.rows:>8,} of {counts['kept']:,} kept   {of}{note}")
     if not_opened := _not_opened(info.source):
@@ -174,7 +174,7 @@ def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
         if kind not in rejecting:
             say(f"  failed    {count:>8,}   {shown(kind)}")
             for text, times in failures.commonest.get(kind, ()):
-                of = "" if times == count else f"{times:,} times "
+                of = "" if times == count else f"{times:,} of them: "
                 say(f"                       {of}{shown(first_words(text, LONGEST_ERROR))}")
     for rule in info.rules:
         if rule.state == "not evaluated":

@@ -102,8 +102,9 @@ def print_export(result: ExportResult) -> None:
         more = f"; all are listed in {result.path}/export.json" if len(result.failed) > _MOST_FAULTS else ""
         warn(shown(f"{len(result.failed):,} images could not be exported{more}"))
     verb = "is already finished:" if result.finished_before else "contains"
-    images = ", ".join(f"{name} {count:,} images" for name, count in result.images.items())
-    say(shown(f"{result.path} {verb} {images or 'no images'}; {result.format}, {result.shards:,} shards"))
+    images = ", ".join(f"{name} {counted(count, 'image')}" for name, count in result.images.items())
+    shards = counted(result.shards, "shard")
+    say(shown(f"{result.path} {verb} {images or 'no images'}; {result.format}, {shards}"))
 
 
 def print_history(steps: Sequence[Step]) -> None:
