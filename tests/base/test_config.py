@@ -5,7 +5,7 @@ from typing import Self
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import model_validator
+from pydantic import ByteSize, model_validator
 
 from uhr.base.config import (
     Config,
@@ -16,6 +16,7 @@ from uhr.base.config import (
     parse_versioned,
     parse_yaml,
     read_versioned,
+    read_yaml,
 )
 from uhr.base.errors import UserError
 
@@ -162,3 +163,16 @@ def test_a_versioned_file_of_an_older_version_is_read():
 def test_a_versioned_file_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"none cannot be read .*: restore it$"):
         read_versioned(Noted, tmp_path / "none", 2, "restore it")
+
+
+def test_a_yaml_that_is_not_there_and_a_size_without_a_unit_say_so_once(tmp_path):
+    with pytest.raises(UserError) as refused:
+        read_yaml(tmp_path / "none.yaml")
+    assert str(refused.value).count("none.yaml") == 1
+    assert "No such file" in str(refused.value)
+
+    class Limits(Config):
+        memory: ByteSize
+
+    with pytest.raises(UserError, match=r"'memory'.*got '4 gigs'.*write it as 4GiB"):
+        build(Limits, {"memory": "4 gigs"}, "limits.yaml")

@@ -238,7 +238,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a YAML file") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise UserError(f"{path} cannot be read ({why})", "name a YAML file") from None
     return parse_yaml(text, str(path))
 
 
