@@ -101,6 +101,29 @@ def test_fewer_steps_than_are_done_are_refused(job_of):
         reopen(job.out, ["phases.main.steps=2"])
 
 
+@pytest.mark.parametrize("written", ["generators-00000.json", "checkpoint.json"])
+def test_a_disk_that_is_full_in_a_save_leaves_the_checkpoint_before(job_of, monkeypatch, written):
+    job = job_of("phases.main.steps=3", "runtime.checkpoint_every=2")
+    real = checkpoint.write_json
+
+    def write_json(path, value):
+        if path.name == written and "00000003" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        real(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", write_json)
+    with pytest.raises(UserError, match="No space left|disk is full"):
+        train(job)
+    assert steps(job.out) == [2]
+    monkeypatch.setattr(checkpoint, "write_json", real)
+    again = reopen(job.out)
+    assert again.done == 2
+    train(again)
+    assert sorted(path.name for path in folder_of(job.out, 3).parent.iterdir()) == [
+        folder_of(job.out, step).name for step in (2, 3)
+    ]
+
+
 def test_a_torn_checkpoint_is_passed_over_and_named(job_of, capsys):
     job = job_of("phases.main.steps=6", "runtime.checkpoint_every=2", "runtime.keep_checkpoints=5")
     train(job)
