@@ -2,7 +2,8 @@
 
 A run is continued, and the parts of earlier runs are reused, where the fingerprint is equal. It must change
 with the numbers of a stage, and with nothing else: not when its class moves to another module. A value here
-changes only together with a stage's `version` or parameters, or with a preset.
+changes only together with a stage's `version` or parameters, with a preset, or with
+the order of its stages in a plan.
 """
 
 import pytest
@@ -55,7 +56,7 @@ PARAMS = {"rank": {"of": "sharpness"}, "rating": RATING, "artimuse": RATING, "ov
 
 PRESETS = {
     "quickstart": "23f0e294e71f0e40",
-    "as-is": "29bb742db6ff980c",
+    "as-is": "695c6094ea8c2ba8",
     "gca-patches": "b28636301c9f815b",
 }
 """Preset -> the start of its fingerprint, with version 1 of the schema and without weights."""
