@@ -114,7 +114,7 @@ def test_the_command_prints_what_the_python_finds(
     other = make(tmp_path / "b", rows)
     assert main(["manifest", "diff", str(before.path), str(other.path)]) == 0
     text = capsys.readouterr().out
-    assert "kept -> rejected: entropy: 1 samples" in text
+    assert "kept -> rejected: entropy: 1 sample\n" in text
     assert "1 x another value of entropy" in text
     assert "folder/00040.jpg  entropy 4 -> 3.5" in text
     assert main(["manifest", "diff", str(before.path), str(other.path), "--json"]) == 0
