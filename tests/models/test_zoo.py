@@ -251,8 +251,9 @@ class FakeHub:
     def __init__(self, folder):
         self.folder, self.requests = folder, []
 
-    def __call__(self, repository, *, revision, allow_patterns, ignore_patterns, local_files_only):
+    def __call__(self, repository, *, revision, allow_patterns, ignore_patterns, local_files_only, local_dir):
         assert not local_files_only
+        assert local_dir is None
         self.requests.append((repository, revision, tuple(allow_patterns)))
         return str(self.folder)
 
