@@ -84,6 +84,13 @@ _KNOWN: tuple[tuple[int, bytes, str], ...] = (
 )
 """Signatures at an offset, of files that cannot be opened here, or that are not a single image."""
 
+_NAMES = {(offset, signature): name for offset, signature, name in _KNOWN}
+_AT = tuple(
+    (offset, re.compile(b"|".join(re.escape(signature) for at, signature, _ in _KNOWN if at == offset)))
+    for offset in sorted({offset for offset, _, _ in _KNOWN})
+)
+"""The signatures of `_KNOWN` at each offset in one pattern: every file is compared with all of them."""
+
 _KNOWN_BY_TWO: tuple[tuple[bytes, int, bytes, str], ...] = (
     (b"II*\0", 8, b"CR\2\0", _RAW),
     (b"FORM", 8, b"ILBM", "an Amiga ILBM image"),
@@ -145,9 +152,9 @@ def format_of(first: bytes) -> str:
 
 def _known(first: bytes) -> str:
     """Return the name of a format that is recognised and not read here, or ""."""
-    for offset, signature, name in _KNOWN:
-        if first.startswith(signature, offset):
-            return name
+    for offset, pattern in _AT:
+        if (match := pattern.match(first, offset)) is not None:
+            return _NAMES[offset, match[0]]
     for start, offset, signature, name in _KNOWN_BY_TWO:
         if first.startswith(start) and first.startswith(signature, offset):
             return name
