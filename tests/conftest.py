@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,6 +139,26 @@ def logged() -> Iterator[list[logging.LogRecord]]:
 def forge() -> ModuleType:
     """`forge.py` beside this file: images as bytes, in every format, mode and orientation."""
     return _beside("forge")
+
+
+@pytest.fixture(scope="session")
+def http_site() -> ModuleType:
+    """`http_site.py` beside this file: a server of images that misbehaves on request."""
+    return _beside("http_site")
+
+
+@pytest.fixture
+def uhr(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command as a user would type it: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from uhr.cli import main
+
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

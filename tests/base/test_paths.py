@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_a_url_is_distinguished_from_a_path() -> None:
         assert local("--source")(text) == Path(text)
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """Run a command that must fail with one line, which is returned, and write nothing."""
+
+    def run(command: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        assert main(command.split()) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+        return errors
+
+    return run
+
+
 LOCAL = """
 manifest report m --out ADDRESS
 train encode ADDRESS --model x --out o
@@ -94,18 +112,9 @@ sample --repeat x.png --out ADDRESS
 @pytest.mark.parametrize("command", LOCAL.strip().splitlines())
 @pytest.mark.parametrize("address", ["s3://bucket/set", "gs://bucket/set", "http://host/set"])
 def test_an_address_where_a_path_is_required_is_refused_before_any_work(
-    command: str,
-    address: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, address: str, refused: Callable[[str], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(command.replace("ADDRESS", address).split()) == 1
-    errors = capsys.readouterr().err
-    assert f"{address} is a URL, not a path" in errors
-    assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert f"{address} is a URL, not a path" in refused(command.replace("ADDRESS", address))
 
 
 S3_OR_LOCAL = """
@@ -124,18 +133,9 @@ manifest report ADDRESS
 @pytest.mark.parametrize("command", S3_OR_LOCAL.strip().splitlines())
 @pytest.mark.parametrize("address", ["s3://", "gs://bucket/set", "http://host/set"])
 def test_an_address_of_no_prefix_in_s3_is_refused_before_any_work(
-    command: str,
-    address: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, address: str, refused: Callable[[str], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(command.replace("ADDRESS", address).split()) == 1
-    errors = capsys.readouterr().err
-    assert f"{address}: not an address in an object store" in errors
-    assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert f"{address}: not an address in an object store" in refused(command.replace("ADDRESS", address))
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/set", "hdfs://host/set", "http://host/set"])

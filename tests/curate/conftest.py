@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,20 +93,6 @@ def expected() -> dict[str, str]:
     for seed in range(8):
         verdicts[f"{seed}.jpg" if seed % 2 else f"trip/{seed}.png"] = "kept"
     return verdicts
-
-
-@pytest.fixture
-def uhr(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command as a user would type it: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        from uhr.cli import main
-
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 OUTSIDE = '''

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -59,12 +58,8 @@ class Broken(FrameStage):
 
 
 @pytest.fixture(scope="module")
-def site(forge):
-    path = Path(__file__).parents[2] / "http_site.py"
-    spec = importlib.util.spec_from_file_location("http_site", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.Site()
+def site(forge, http_site):
+    server = http_site.Site()
     yield server
     server.stop()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,8 @@ from uhr.manifests.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def site(forge):
-    path = Path(__file__).parents[2] / "http_site.py"
-    spec = importlib.util.spec_from_file_location("http_site", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.Site()
+def site(forge, http_site):
+    server = http_site.Site()
     for seed, name in enumerate(("a", "b", "small", "reserved")):
         size = (60, 40) if name == "small" else (480, 320)
         server.images[f"/{name}.jpg"] = forge.encode(forge.image(*size, seed=seed), "JPEG", quality=90)

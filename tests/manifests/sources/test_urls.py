@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,17 +18,9 @@ from uhr.pixels.types import PixelFault
 FAST = {"private": True, "timeout": 0.5, "total": 1.0, "retries": 1, "pause": 0.01, "most": 100_000}
 
 
-def _site_module():
-    path = Path(__file__).parents[2] / "http_site.py"
-    spec = importlib.util.spec_from_file_location("http_site", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def _server():
-    server = _site_module().Site()
+def _server(http_site):
+    server = http_site.Site()
     yield server
     server.stop()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
@@ -276,13 +277,13 @@ class RecipeBase(Config):
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
 
+    @abstractmethod
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if this recipe does not fit the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def notes(self, spec: ModelSpec) -> list[str]:
         """What is unusual about training this model, and no error."""
-        raise NotImplementedError
 
     @property
     def steps(self) -> int:
