@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,15 @@ def status_of(out: Path, running: bool | None = None) -> dict[str, Any]:
         return {"out": str(out), "state": "listing" if running else "stopped", "rows": None, "rows_done": 0}
     number = next(n for n in itertools.count(1) if not UnitPlan.exists(folder, n + 1))
     plan = UnitPlan.open(folder, number)
-    finished = plan.complete()
+    # listed once, so that all counts are of one moment while a run goes on
+    done = [plan.finished(segment) for segment in range(plan.segments)]
+    finished = set(done[0]).intersection(*done[1:])
     tally = Tally.empty()
     for unit in finished:
         tally = tally.plus(Tally.of_unit(plan, unit))
-    begun = {} if number == plan.segments == 1 else {"pass": number, "tasks_done": _tasks_done(plan)}
+    begun = (
+        {} if number == plan.segments == 1 else {"pass": number, "tasks_done": [len(units) for units in done]}
+    )
     return {
         **begun,
         "out": str(out),
@@ -66,15 +71,14 @@ def status_of(out: Path, running: bool | None = None) -> dict[str, Any]:
         **({"undone": tally.undone} if tally.undone else {}),
         "reasons": {**tally.rejected, **tally.failed},
         "faults": dict(tally.failed.most_common()),
-        "segments": [_pace(plan, segment, running) for segment in range(plan.segments)],
+        "segments": [_pace(plan, segment, units, running) for segment, units in enumerate(done)],
     }
 
 
-def _pace(plan: UnitPlan, segment: int, running: bool) -> dict[str, Any]:
+def _pace(plan: UnitPlan, segment: int, done: Collection[int], running: bool) -> dict[str, Any]:
     """Return tasks and rows of a segment, its rows per minute while the newest parts were written, and the
     seconds until it is done at that rate; None where that is not known.
     """
-    done = sorted(plan.finished(segment))
     rows = sum(map(plan.rows_in, done))
     times = sorted((plan.part(unit, segment).stat().st_mtime, unit) for unit in done)
     recent = [entry for entry in times if entry[0] > times[-1][0] - WINDOW]
@@ -89,7 +93,3 @@ def _pace(plan: UnitPlan, segment: int, running: bool) -> dict[str, Any]:
         "rows_per_minute": None if rate is None else round(rate * 60, 1),
         "seconds_left": round(left / rate) if running and rate is not None else None,
     }
-
-
-def _tasks_done(plan: UnitPlan) -> list[int]:
-    return [len(plan.finished(segment)) for segment in range(plan.segments)]

@@ -75,7 +75,7 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
     search = os.environ.get("PYTHONPATH", "")
     quick = {
         "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 200,
+        "health_check_period_ms": 500,
         "health_check_failure_threshold": 3,
     }
     running = Cluster()

@@ -26,14 +26,14 @@ def finish(plan: UnitPlan, *times: float) -> None:
 def test_rate_and_time_left_are_those_of_the_newest_parts(plan):
     # an earlier attempt, hours before, says nothing about the rate of this one
     finish(plan, 1000.0, 20_000.0, 20_010.0, 20_020.0)
-    found = status._pace(plan, 0, running=True)
+    found = status._pace(plan, 0, plan.finished(0), running=True)
     assert found == {"tasks": 4, "rows": 16, "rows_per_minute": 24.0, "seconds_left": 60}
-    assert status._pace(plan, 0, running=False)["seconds_left"] is None
+    assert status._pace(plan, 0, plan.finished(0), running=False)["seconds_left"] is None
 
 
 @pytest.mark.parametrize("times", [(), (5.0,), (5.0, 5.0)], ids=["none", "one", "at once"])
 def test_of_too_few_parts_there_is_no_rate(plan, times):
     finish(plan, *times)
-    found = status._pace(plan, 0, running=True)
+    found = status._pace(plan, 0, plan.finished(0), running=True)
     assert (found["rows_per_minute"], found["seconds_left"]) == (None, None)
     assert found["rows"] == 4 * len(times)
