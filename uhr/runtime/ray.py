@@ -348,6 +348,10 @@ class UnitActor:
         except UserError as error:
             # as data: an exception in an actor would be shown with Ray's own traceback
             return (pickle.dumps(error), False), None
+        except BaseException:
+            # the driver gives the unit to an actor again, perhaps to this one: it must be free
+            self._worker.close()
+            raise
         passed, self._worker.passed = self._worker.passed, None
         return (None, passed is not None), None if passed is None else memoryview(passed)
 
