@@ -255,6 +255,19 @@ def test_an_actor_works_in_the_folder_of_the_run_where_there_is_one(tmp_path, wo
     assert row["folder"] == (str(home) if there else os.getcwd())
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
+def test_an_actor_does_its_next_task_after_an_unexpected_error(tmp_path, works, monkeypatch):
+    plan = numbers(tmp_path / "plan", 2, 1)
+    actor = UnitActor(plan.folder, pickle.dumps(works.Square()), LIMITS, search_path(), 1, str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("uhr.runtime.process.Child.rss", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            actor.do(0, None)
+    assert actor.do(0, None) == ((None, False), None)
+    actor._worker.close()
+    assert pq.read_table(plan.part(0)).to_pylist() == [{"x": 0, "y": 0}]
+
+
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_workers_have_the_threads_that_they_are_given_and_the_folder_of_their_parent(
     tmp_path, works, engine, monkeypatch
