@@ -190,7 +190,8 @@ def encode_(
     """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
 
     --set takes resolution, buckets (aspects, square, ultraflux-4k or sizes), aspects, enlarge, dtype,
-    text_dtype, captions (columns), split, guide, mask, pixels and tiling: see docs/encoding.md.
+    text_dtype, captions (columns), missing, trigger, split, guide, mask, pixels and tiling: see
+    docs/encoding.md.
     """
     from uhr.base.config import apply_sets, build
     from uhr.models.loading.opening import ModelName

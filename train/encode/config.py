@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -30,7 +32,10 @@ class EncodeConfig(Config):
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
     captions: columns of the manifest that hold captions; every one of a row is encoded. `caption: NAME` is
-        the same as one column. A row without any gets the empty caption.
+        the same as one column. A row without any gets `missing`.
+    missing: the caption of a row without any; None is the empty caption.
+    trigger: a word that every caption is to have: `[trigger]` in a caption is replaced by it, and a caption
+        without either begins with it and a comma. None: captions stay as they are.
     split: encode only rows with this value in the manifest's column `split`. None: "train" if there is such
         a column, otherwise all rows.
     guide: also store the latents of the image at 1/guide of its side (UltraGen trains with 4). None: do not.
@@ -47,6 +52,8 @@ class EncodeConfig(Config):
     dtype: Dtype = "bfloat16"
     text_dtype: Dtype = "bfloat16"
     captions: tuple[str, ...] = Field(("caption",), min_length=1)
+    missing: str | None = Field(None, min_length=1)
+    trigger: str | None = Field(None, min_length=1)
     split: str | None = None
     guide: int | None = Field(None, ge=2, le=16)
     mask: str | None = None
@@ -82,6 +89,17 @@ class EncodeConfig(Config):
             raise ValueError("pixels are stored without guide and mask: leave these out")
         return self
 
+    def captions_of(self, captions: Sequence[str | None]) -> list[str | None]:
+        """The captions of a row as they are encoded; null and empty ones are the row's lack of one."""
+        given = [text or None for text in captions]
+        if self.missing is not None and not any(given):
+            given[0] = self.missing
+        if self.trigger is None:
+            return given
+        if not any(given):
+            given[0] = self.trigger
+        return [text and with_trigger(text, self.trigger) for text in given]
+
     @property
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors that every encoded image has."""
@@ -102,7 +120,25 @@ class EncodeConfig(Config):
         return value
 
 
-SELECTION = {"captions", "split"}
+PLACEHOLDER = "[trigger]"
+"""The trigger word in captions that are written for any word; ai-toolkit replaces it too."""
+
+
+def with_trigger(text: str, trigger: str) -> str:
+    """A caption with the trigger word in it (`EncodeConfig.trigger`)."""
+    if PLACEHOLDER in text:
+        return text.replace(PLACEHOLDER, trigger)
+    return text if has_word(text, trigger) else f"{trigger}, {text}"
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether a text has a word by itself, in the same case: text encoders read another case as another
+    word.
+    """
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+SELECTION = {"captions", "missing", "trigger", "split"}
 """Fields that choose which rows and texts are encoded, not how."""
 
 SIZES = {"resolution", "buckets", "aspects", "enlarge"}

@@ -106,4 +106,15 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
         known = ", ".join(sorted(splits.to_pylist()))
         fix = f"its splits are {known}: --set split=NAME" if known else see
         raise UserError(f"{manifest.path} has no kept row of split '{config.split}'", fix)
+    return _with_captions(rows, config)
+
+
+def _with_captions(rows: pa.Table, config: EncodeConfig) -> pa.Table:
+    """The rows with the captions that are encoded, which the configuration may complete."""
+    if config.pixels or (config.missing is None and config.trigger is None):
+        return rows
+    columns = (rows[name].to_pylist() for name in config.captions)
+    found = [config.captions_of(row) for row in zip(*columns, strict=True)]
+    for name, texts in zip(config.captions, zip(*found, strict=True), strict=True):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
     return rows

@@ -20,6 +20,8 @@ OTHER = {
     "text_dtype": "float32",
     "buckets": "square",
     "captions": ("caption_en",),
+    "missing": "a cat",
+    "trigger": "sks",
     "guide": 4,
     "mask": "alpha",
     "pixels": True,
