@@ -23,6 +23,7 @@ DECODERS = {
 
 EXCEPTIONS = {
     "models/generate/record.py": "reads the text chunks of a PNG, for the record of a sampled image",
+    "train/run/monitoring/validation_grid.py": "puts images together that the run itself has written",
     "uhr/demo/run.py": "compares two images that the demo itself has just written",
     "uhr/demo/faults.py": "makes damaged files of the photographs that scikit-image installs",
     "benchmarks/duplicates.py": "decodes the JPEG variants that the benchmark has just encoded",

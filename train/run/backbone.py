@@ -41,7 +41,13 @@ class BackboneModel(TrainedModel):
         if recipe.validation.images is not None and ranks.first:
             # before the transformer is loaded: text encoders need its memory
             self._images = ValidationImageWriter(
-                job.out, recipe.validation.images, job.model, device, [*calls, *named]
+                job.out,
+                recipe.validation.images,
+                job.model,
+                device,
+                [*calls, *named],
+                part.off if part.removable else None,
+                starts_off=not any(ref.use == "continue" for ref in job.info.init),
             )
         if runtime.offload is not None:
             check_device(device)

@@ -222,7 +222,7 @@ class Trainer:
             # rank 0 has all weights, and measures for all
             return {}
         images, config, step = self.recipe.validation.images, self.recipe.validation.loss, self.state.step
-        if images is not None and step % images.every == 0:
+        if images is not None and (step % images.every == 0 or step == self.recipe.steps):
             with apart_from_training(self.model.module):
                 self.model.write_images(step)
         if config is None or (step % config.every and step < self.recipe.steps):

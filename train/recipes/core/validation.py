@@ -43,9 +43,11 @@ class ValidationImages(Config):
     """Images that the model generates as it is during the run, as PNG files in `validation/` of the run.
 
     They are those of `uhr sample` with what is exported then: the sampler sets positions and attention.
-    Prompts are encoded before the training starts.
+    Prompts are encoded before the training starts. `grid.png` shows all of them, beside those of the same
+    noise without the adapter.
 
-    prompts: an image each. every: steps between two sets of images; the first is before training.
+    prompts: an image each. every: steps between two sets of images; the first is before training, and the
+        last after the last step.
     sampler: its name, and its `options`. size (width and height in px), steps, guidance: None is the
         sampler's own.
     seed: of the noise of the first image; each other has the next number.

@@ -6,7 +6,9 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,16 @@ from uhr.models.surgery.base import Surgery, compose
 from uhr.models.zoo import Model
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.recipes.core.validation import ValidationImages
+from uhr.train.run.monitoring.validation_grid import FILE as GRID
+from uhr.train.run.monitoring.validation_grid import has_facts, write_grid
 
 FOLDER = "validation"
 """The subfolder of a run."""
+
+WITHOUT = "without"
+"""The subfolder of `FOLDER` for images without the trained part, if they are not those of step 0."""
+
+_STEP = re.compile(r"step-(\d{8})")
 
 PROMPTS = "prompts.safetensors"
 _KEY = "uhr_prompts"
@@ -53,6 +62,8 @@ class ValidationImageWriter:
     Args:
         out: the run's folder. dtype: of the text encoders and the VAE.
         surgeries: those of training that a sampler applies itself.
+        off: as `Trainable.off`; None if the trained part cannot be left out. starts_off: whether the part
+            changes nothing before the first step.
     """
 
     def __init__(
@@ -62,8 +73,11 @@ class ValidationImageWriter:
         model: Model,
         device: torch.device,
         surgeries: list[Surgery],
+        off: Callable[[Any], AbstractContextManager[None]] | None,
+        starts_off: bool,
     ) -> None:
         self.config, self.device, self.surgeries = config, device, surgeries
+        self._off, self._starts_off = off, starts_off
         self.model = model.fetched([*model.spec.text_components, "vae", "scheduler"])
         self.folder = out / FOLDER
         self._dtype = "float32" if device.type == "cpu" else "bfloat16"
@@ -101,27 +115,80 @@ class ValidationImageWriter:
         return tensors
 
     def write(self, transformer: Any, step: int) -> Path:
-        """Generate every image with the model as it is, into `step-XXXXXXXX/`, and return that folder."""
+        """Generate every image with the model as it is, into `step-XXXXXXXX/`, and return that folder.
+
+        The first time, those without the trained part are generated too, into `WITHOUT`, from the same
+        noise. `validation_grid.FILE` then has all images.
+        """
+        folder = self._step(step)
+        with self._pipeline(transformer) as pipeline:
+            self._generate(pipeline, folder, step)
+            if self._off is not None and not (step == 0 and self._starts_off):
+                self._without(pipeline, transformer)
+        self._write_grid()
+        return folder
+
+    def _step(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _without(self, pipeline: Any, transformer: Any) -> None:
+        """Generate the images without the trained part, unless they exist."""
+        assert self._off is not None
+        if (self._starts_off and self._same(self._step(0))) or self._same(self.folder / WITHOUT):
+            return
+        with self._off(transformer):
+            self._generate(pipeline, self.folder / WITHOUT, None)
+
+    def _same(self, folder: Path) -> bool:
+        """Whether a folder has the images of this configuration."""
+        return all(
+            has_facts(folder / f"{number:03d}.png", facts) for number, facts in enumerate(self._facts())
+        )
+
+    def _facts(self) -> list[dict[str, str]]:
+        """What each image's PNG says of it, besides the step."""
+        seed = self.config.seed
+        return [{"prompt": text, "seed": str(seed + n)} for n, text in enumerate(self.config.prompts)]
+
+    def _write_grid(self) -> None:
+        """Write all images of the run so far into one, without the trained part first."""
+        steps = sorted(
+            int(match[1]) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))
+        )
+        columns = [(f"step {step}, adapter 1", self._step(step)) for step in steps]
+        if self._off is None:
+            columns = [(f"step {step}", self._step(step)) for step in steps]
+        elif self._starts_off and self._same(self._step(0)):
+            columns[0] = ("adapter 0 (step 0)", self._step(0))
+        else:
+            columns.insert(0, ("adapter 0", self.folder / WITHOUT))
+        config = self.config
+        parts = [f"sampler {config.sampler}"]
+        parts += [] if config.size is None else ["{}x{}".format(*config.size)]
+        parts += [] if config.steps is None else [f"{config.steps} steps"]
+        parts += [] if config.guidance is None else [f"guidance {config.guidance:g}"]
+        write_grid(self.folder / GRID, columns, self._facts(), ", ".join(parts))
+
+    def _generate(self, pipeline: Any, folder: Path, step: int | None) -> None:
+        """Write every image into `folder`; `step` is None of those without the trained part."""
         from PIL.PngImagePlugin import PngInfo
 
-        config, folder = self.config, self.folder / f"step-{step:08d}"
-        with self._pipeline(transformer) as pipeline:
-            for number, prompt in enumerate(config.prompts):
-                (image,) = pipeline(
-                    **self._arguments(number, pipeline.guidance_kind),
-                    **({} if config.size is None else {"width": config.size[0], "height": config.size[1]}),
-                    num_inference_steps=config.steps,
-                    guidance_scale=config.guidance,
-                    # the CPU's generator: the same noise on every device
-                    generator=torch.Generator("cpu").manual_seed(config.seed + number),
-                    **config.options,
-                ).images
-                facts = PngInfo()
-                for name, value in {"prompt": prompt, "seed": config.seed + number, "step": step}.items():
-                    facts.add_itxt(name, str(value))
-                with atomic(folder / f"{number:03d}.png") as temporary:
-                    image.save(temporary, format="PNG", pnginfo=facts)
-        return folder
+        config = self.config
+        for number, facts in enumerate(self._facts()):
+            (image,) = pipeline(
+                **self._arguments(number, pipeline.guidance_kind),
+                **({} if config.size is None else {"width": config.size[0], "height": config.size[1]}),
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
+                # the CPU's generator: the same noise on every device
+                generator=torch.Generator("cpu").manual_seed(config.seed + number),
+                **config.options,
+            ).images
+            info = PngInfo()
+            for name, value in {**facts, **({} if step is None else {"step": str(step)})}.items():
+                info.add_itxt(name, value)
+            with atomic(folder / f"{number:03d}.png") as temporary:
+                image.save(temporary, format="PNG", pnginfo=info)
 
     def _arguments(self, number: int, guidance: str) -> dict[str, Any]:
         """The embeddings of one prompt, and of the empty one where two passes need it."""

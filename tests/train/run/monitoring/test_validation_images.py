@@ -116,3 +116,71 @@ def test_a_model_with_two_passes_gets_the_empty_prompt_too(small_set2, tiny_flux
     trainer.validate()
     assert len(list((tmp_path / "run" / "validation" / "step-00000000").iterdir())) == 2
     assert trainer.model._images._arguments(0, "cfg").keys() == {"prompt_embeds", "negative_prompt_embeds"}
+
+
+def tile(grid, row, column):
+    """The image in a cell of a grid of images of 96 x 64 px, by its layout."""
+    left, top = 8 + column * (160 + 8), 56 + row * (64 + 24 + 8) + 24
+    return grid.crop((left, top, left + 96, top + 64)).tobytes()
+
+
+def test_the_grid_shows_every_image_of_the_run_beside_the_one_without_the_adapter(job_of):
+    job = job_of(*SETS, IMAGES.replace("every: 2", "every: 3"))
+    train(job)
+    folder = job.out / "validation"
+    steps = ["step-00000000", "step-00000003", "step-00000004"]
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "prompts.safetensors", *steps]
+    with Image.open(folder / "grid.png") as grid:
+        for row in range(2):
+            cells = [tile(grid, row, column) for column in range(3)]
+            assert cells == [png(folder / step / f"{row:03d}.png")[0] for step in steps]
+            assert len(set(cells)) == 3
+        assert grid.size == (8 + 3 * (160 + 8), 56 + 2 * (64 + 24 + 8))
+        # headings are ink on paper
+        assert grid.crop((0, 0, grid.width, 48)).convert("L").getextrema()[0] < 128
+
+
+def test_where_training_did_not_begin_without_the_adapter_it_is_left_out_for_the_grid(job_of, tmp_path):
+    train(job_of(*SETS, out=tmp_path / "run"))
+    assert (
+        main(["train", "resume", str(tmp_path / "run"), "--set", "phases.main.steps=5", "--set", IMAGES]) == 0
+    )
+    folder = tmp_path / "run" / "validation"
+    assert {path.name for path in folder.iterdir()} == {
+        "grid.png", "prompts.safetensors", "step-00000005", "without"
+    }  # fmt: skip
+    fresh = Trainer(job_of(*SETS, IMAGES, out=tmp_path / "fresh"))
+    fresh.validate()
+    with Image.open(folder / "grid.png") as grid:
+        for row in range(2):
+            name = f"{row:03d}.png"
+            before, after = png(folder / "without" / name), png(folder / "step-00000005" / name)
+            assert (tile(grid, row, 0), tile(grid, row, 1)) == (before[0], after[0])
+            assert before[0] == png(tmp_path / "fresh" / "validation" / "step-00000000" / name)[0] != after[0]
+            assert "step" not in before[2]
+
+
+def test_images_of_other_prompts_are_not_in_the_grid_and_of_many_steps_it_shows_some(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    from uhr.train.run.monitoring.validation_grid import COLUMNS, write_grid
+
+    for step in range(30):
+        info = PngInfo()
+        info.add_itxt("prompt", "another" if step == 3 else "a lake\nat dawn " + "x" * 500)
+        info.add_itxt("seed", "7")
+        (tmp_path / str(step)).mkdir()
+        Image.new("RGB", (96, 64), (step, 0, 0)).save(tmp_path / str(step) / "000.png", pnginfo=info)
+    facts = [{"prompt": "a lake\nat dawn " + "x" * 500, "seed": "7"}]
+    write_grid(tmp_path / "few.png", [(str(n), tmp_path / str(n)) for n in (0, 3, 4)], facts, "euler")
+    with Image.open(tmp_path / "few.png") as grid:
+        assert grid.width == 8 + 2 * (160 + 8)
+        assert [tile(grid, 0, column)[0] for column in range(2)] == [0, 4]
+    write_grid(tmp_path / "many.png", [(str(n), tmp_path / str(n)) for n in range(30)], facts, "euler")
+    with Image.open(tmp_path / "many.png") as grid:
+        shown = [tile(grid, 0, column)[0] for column in range(COLUMNS)]
+        assert grid.width == 8 + COLUMNS * (160 + 8)
+    assert (shown[:2], shown[-1]) == ([0, 1], 29)
+    assert shown == sorted(set(shown))
+    write_grid(tmp_path / "none.png", [("3", tmp_path / "3")], facts, "euler")
+    assert not (tmp_path / "none.png").exists()
