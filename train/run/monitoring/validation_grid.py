@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uhr.base.errors import one_line
 from uhr.base.files import atomic
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def write_grid(out: Path, columns: Sequence[tuple[str, Path]], rows: Sequence[Fa
 
 
 def _row_label(facts: Facts) -> str:
-    return f"seed {facts['seed']}: {' '.join(facts['prompt'].split())}"
+    return f"seed {facts['seed']}: {one_line(facts['prompt'])}"
 
 
 def has_facts(file: Path, facts: Facts) -> bool:
