@@ -194,7 +194,7 @@ def serve() -> None:
 
 def _outcome(data: bytes) -> tuple[str, float, int] | str:
     from uhr.curate.frame import Frame
-    from uhr.manifests.sources.base import MemoryBlob
+    from uhr.manifests.sources.blobs import MemoryBlob
     from uhr.pixels.decode import PixelLimits
     from uhr.pixels.types import PixelFault
 

@@ -10,7 +10,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError
-from uhr.base.paths import anywhere, local
+from uhr.base.paths import anywhere
 from uhr.base.run_folder import free_name
 
 app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: measure every image, select by rules.")
@@ -63,9 +63,10 @@ def run(
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
-            parser=local("--reuse"),
+            parser=anywhere("--reuse"),
             metavar="M",
-            help="A manifest or an unfinished run: what is measured there is not measured again.",
+            help="A manifest or an unfinished run, or its address: what is measured there is not measured "
+            "again.",
         ),
     ] = None,
     retry: Annotated[
@@ -132,9 +133,9 @@ def run(
 
     def into_another(taken: Path) -> str:
         free = free_name(str(place or taken), is_taken)
-        # earlier results are read from folders
-        earlier = ["--reuse", str(taken)] if place is None else []
-        return "write to another folder: " + console.command(*arguments, *earlier, "--out", free)
+        return "write to another folder: " + console.command(
+            *arguments, "--reuse", str(place or taken), "--out", free
+        )
 
     def is_taken(name: str) -> bool:
         return os.path.exists(name) if place is None else bool(ObjectStore(name).names())

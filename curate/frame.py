@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from uhr.manifests.sources.base import Blob
+from uhr.manifests.sources.blobs import Blob
 from uhr.pixels.decode import Decoded, PixelLimits, decode, jpeg_preview
 from uhr.pixels.files import changed
 from uhr.pixels.headers import read_header

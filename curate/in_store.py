@@ -82,6 +82,8 @@ class RunInStore:
             one, two = f"{place.rstrip('/')}/", f"{store.text}/"
             if one.startswith(two) or two.startswith(one):
                 raise UserError(f"--out {store.text} and the source {place} overlap", "name another prefix")
+        if store.text in request.reuse:
+            raise UserError(f"--reuse {store.text} is the prefix of this run", "name another --out")
         if request.source.fetches and request.pool.address is not None:
             raise UserError(
                 f"the source {place} is fetched into OUT, which a cluster shares only if it is a folder",

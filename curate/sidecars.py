@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from uhr.curate.faults import CHANGED
-from uhr.manifests.sources.base import Blob
+from uhr.manifests.sources.blobs import Blob
 from uhr.manifests.sources.tables import decoded
 from uhr.pixels.types import PixelFault
 

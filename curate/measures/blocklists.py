@@ -48,8 +48,8 @@ class Blocklist:
         for file in files:
             path = text_path(file)
             if path.name == MANIFEST:
-                infos = [read_info(path.parent)]
-                found[TOMBSTONE] |= dict.fromkeys(sorted(all_tombstones(infos)), str(path))
+                redactions = [read_info(path.parent).redactions]
+                found[TOMBSTONE] |= dict.fromkeys(sorted(all_tombstones(redactions)), str(path))
                 continue
             table = tables.read_table(path)
             columns = {

@@ -32,6 +32,7 @@ from uhr.manifests import parts as part_files
 from uhr.manifests.info import FILE, Part, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
+from uhr.manifests.selection.tombstones import merged
 from uhr.manifests.sources.base import Listing, Source
 from uhr.manifests.sources.stored import Stored, write_pixels
 from uhr.manifests.writer import Provenance, write_manifest
@@ -68,7 +69,8 @@ def commit(
     """
     with all_or_nothing(out):
         pixels = _pixels(out, plan, finished, source)
-        reused = [info.origin for info in earlier.origins(out / UNITS) if info.origin is not None]
+        others = list(earlier.origins(out / UNITS))
+        reused = [info.origin for info in others if info.origin is not None]
         if reused:
             operation = {**operation, "reused": dict(sorted(finished.tally.reused.items()))}
         provenance = Provenance(
@@ -83,6 +85,7 @@ def commit(
             files=plan.file_hashes(),
             versions=_versions(),
             attachments=pixels,
+            redactions=merged([listing.source.redactions, *(info.redactions for info in others)]),
         )
         shown = plan.config.preview and any(each.pixel for each in plan.passes)
         previews = _previews(plan, finished) if shown else None
@@ -90,13 +93,15 @@ def commit(
 
 
 def with_stores(source: Source, units: Path) -> Source:
-    """Return the source that reads what earlier runs have stored of its images from their folders.
+    """Return the source that reads what earlier runs have stored of its images from their folders, but for
+    those that one of these runs does not read from there.
 
     units: the folder of the run's units, which names them.
     """
-    stores = {store for info in earlier.origins(units) for store in info.stores}
-    for path, parts in sorted(stores):
-        source = Stored(path=path, parts=parts, source=source)
+    stores = [store for info in earlier.origins(units) for store in info.stores]
+    hidden = tuple(sorted({each for store in stores for each in store.hidden}))
+    for path, parts in sorted({(store.path, store.parts) for store in stores}):
+        source = Stored(path=path, parts=parts, source=source, hidden=hidden)
     return source
 
 

@@ -13,7 +13,8 @@ from uhr.curate.run.lanes import Lanes
 from uhr.curate.run.rows import UNDONE, UnitRows
 from uhr.curate.stage import FrameStage
 from uhr.curate.stages.frames.fetch import FetchStage
-from uhr.manifests.sources.base import GIVEN, Blob, Item, MemoryBlob, Source
+from uhr.manifests.sources.base import GIVEN, Item, Source
+from uhr.manifests.sources.blobs import Blob, MemoryBlob
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header
 

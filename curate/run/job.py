@@ -18,12 +18,12 @@ from typing import NamedTuple
 from uhr.base.console import progress
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import saving
-from uhr.base.paths import path_text
+from uhr.base.paths import in_store, path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.curate.faults import KINDS
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit, funnel, with_stores
-from uhr.curate.run.earlier.harvest import of_units, take
+from uhr.curate.run.earlier.harvest import of_units, redactions_at, take
 from uhr.curate.run.earlier.run_file import RunFile, stages_of
 from uhr.curate.run.execution import passes_run
 from uhr.curate.run.failures import (
@@ -35,7 +35,7 @@ from uhr.curate.run.failures import (
     sidecars_of,
 )
 from uhr.manifests import parts
-from uhr.manifests.info import is_manifest, read_info
+from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.tombstones import FORGOTTEN, all_tombstones, living
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
@@ -63,8 +63,8 @@ class Subset(NamedTuple):
 class CurationRequest:
     """The options of a run: curate `source` into `out` with the pipeline `plan`.
 
-    reuse: folders of manifests and unfinished runs whose results are taken over. retry: kinds of fault whose
-    rows are measured again, of an unfinished run in `out` or of those in `reuse`.
+    reuse: folders or addresses of manifests and unfinished runs whose results are taken over. retry: kinds of
+    fault whose rows are measured again, of an unfinished run in `out` or of those in `reuse`.
     """
 
     plan: CurationPlan
@@ -72,7 +72,7 @@ class CurationRequest:
     out: Path
     pool: Pool = field(default_factory=Pool)
     subset: Subset = field(default_factory=Subset)
-    reuse: tuple[Path, ...] = ()
+    reuse: tuple[Path | str, ...] = ()
     retry: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class CurationRequest:
             if kind not in KINDS:
                 raise unknown("reason", kind, sorted(KINDS), "--retry")
         for path in self.reuse:
-            if path.resolve() == self.out.resolve():
+            if not in_store(path) and Path(path).resolve() == self.out.resolve():
                 raise UserError(f"--reuse {path} is the folder of this run", "name another --out")
 
 
@@ -149,7 +149,7 @@ def list_source(request: CurationRequest) -> Listing:
     check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
         listing = request.source.list(advance)
-    tombstones = all_tombstones(read_info(path) for path in request.reuse if is_manifest(path))
+    tombstones = all_tombstones(redactions_at(path) for path in request.reuse)
     if tombstones:
         alive = living(listing.items, tombstones)
         listing = listing.where(alive, FORGOTTEN)

@@ -32,7 +32,8 @@ from uhr.manifests.export.plan import PlannedShard, plan_shards
 from uhr.manifests.info import check_outside_manifests
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.places import place_of
-from uhr.manifests.sources.base import NO_LIMITS, check_no_overlap
+from uhr.manifests.sources.base import check_no_overlap
+from uhr.manifests.sources.blobs import NO_LIMITS
 from uhr.pixels.decode import decode, png
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import Header, PixelFault

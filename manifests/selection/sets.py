@@ -15,10 +15,10 @@ import pyarrow as pa
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.manifests import places
-from uhr.manifests.info import Parent, Redaction, RuleInfo, StageInfo
+from uhr.manifests.info import Parent, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_GROUP_ROWS, PREVIEW_SCHEMA
-from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living
+from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living, merged
 from uhr.manifests.sql import quoted
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -89,7 +89,7 @@ def union(
             rules=rules,
             weights=_merged([each.info.weights for each in manifests]),
             files=_merged([each.info.files for each in manifests]),
-            redactions=_redactions(manifests),
+            redactions=merged(each.info.redactions for each in manifests),
         )
         previews = _previews(manifests, order) if any(each.info.previews for each in manifests) else None
         write_manifest(folder, schema, _rows(manifests, schema, order, advance), provenance, previews)
@@ -122,7 +122,7 @@ def difference(
                 Parent(id=a.id, path=places.place_of(a.path), role="rows of"),
                 Parent(id=b.id, path=places.place_of(b.path), role="without the rows of"),
             ],
-            redactions=_redactions((a, b)),
+            redactions=merged((a.info.redactions, b.info.redactions)),
         )
         previews = a.preview_batches(order.ids.to_pylist()) if a.info.previews else None
         rows = a.take(order.positions[0], advance)
@@ -249,13 +249,7 @@ def _order(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> _Orde
 
 
 def _tombstones(manifests: Sequence[Manifest]) -> frozenset[str]:
-    return all_tombstones(manifest.info for manifest in manifests)
-
-
-def _redactions(manifests: Sequence[Manifest]) -> list[Redaction]:
-    """Return the redactions of all, each once, oldest first."""
-    found = {(each.before, each.time): each for one in manifests for each in one.info.redactions}
-    return sorted(found.values(), key=lambda each: each.time)
+    return all_tombstones(manifest.info.redactions for manifest in manifests)
 
 
 def _living(order: _Order, manifests: Sequence[Manifest], tombstones: frozenset[str]) -> _Order:

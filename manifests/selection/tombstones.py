@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.manifests.info import ManifestInfo
+from uhr.manifests.info import Redaction
 
 COLUMNS = ("sample_id", "parent_id", "uri", "source_name", "content_hash", "source_url", "final_url")
 """The columns that a tombstone is made of, and compared with."""
@@ -37,9 +37,15 @@ def tombstones_of(row: Mapping[str, Any]) -> Iterator[str]:
             yield hashlib.sha256(f"{kind}:{value}".encode()).hexdigest()[:32]
 
 
-def all_tombstones(infos: Iterable[ManifestInfo]) -> frozenset[str]:
-    """Return the tombstones of all redactions of these manifests."""
-    return frozenset(each for info in infos for one in info.redactions for each in one.tombstones)
+def merged(redactions: Iterable[Iterable[Redaction]]) -> list[Redaction]:
+    """Return the redactions of several manifests, each once, oldest first: those of what is made of them."""
+    found = {(each.before, each.time): each for one in redactions for each in one}
+    return sorted(found.values(), key=lambda each: each.time)
+
+
+def all_tombstones(redactions: Iterable[Iterable[Redaction]]) -> frozenset[str]:
+    """Return the tombstones of all redactions of several manifests."""
+    return frozenset(each for one in redactions for redaction in one for each in redaction.tombstones)
 
 
 def living(rows: pa.Table, tombstones: frozenset[str]) -> pa.BooleanArray:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from uhr.base.errors import one_line
 from uhr.base.files import file_version
-from uhr.manifests.sources.base import Blob, FaultBlob, RangeBlob, numbered
+from uhr.manifests.sources.base import numbered
+from uhr.manifests.sources.blobs import Blob, FaultBlob, RangeBlob
 from uhr.pixels.decode import PixelLimits, check_bytes
 from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.types import PixelFault

@@ -15,7 +15,15 @@ from uhr.base.errors import UserError
 from uhr.base.paths import text_path, unescaped
 from uhr.manifests.sources import archive_files
 from uhr.manifests.sources.archive_files import COMPRESSED, TAR, ZIP, Member
-from uhr.manifests.sources.base import Advance, Blob, Item, Listing, LocalPath, Source, items_table
+from uhr.manifests.sources.base import (
+    Advance,
+    Item,
+    Listing,
+    LocalPath,
+    Source,
+    items_table,
+)
+from uhr.manifests.sources.blobs import Blob
 from uhr.manifests.sources.pairing import IMAGE_SUFFIXES, sidecars_in
 from uhr.manifests.uris import uri_of
 

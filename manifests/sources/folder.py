@@ -26,12 +26,12 @@ from uhr.manifests.sources.base import (
     Advance,
     Item,
     Listing,
-    LocalBlob,
     LocalPath,
     Source,
     items_table,
     with_given,
 )
+from uhr.manifests.sources.blobs import LocalBlob
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import path_of, uri_of
 

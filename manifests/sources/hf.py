@@ -10,16 +10,8 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.manifests.sources import tables
-from uhr.manifests.sources.base import (
-    Advance,
-    Blob,
-    FaultBlob,
-    Item,
-    Listing,
-    LocalBlob,
-    MemoryBlob,
-    items_table,
-)
+from uhr.manifests.sources.base import Advance, Item, Listing, items_table
+from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
 from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
 from uhr.pixels.types import PixelFault
 

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base.errors import UserError
-from uhr.manifests.info import Parent
+from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.schema import SOURCE_NAME, Column
-from uhr.manifests.sources.base import Advance, Blob, Item, Listing, Source
+from uhr.manifests.sources.base import Advance, Item, Listing, Source
+from uhr.manifests.sources.blobs import Blob
 
 
 class Named(Source):
@@ -35,6 +36,10 @@ class Named(Source):
     @property
     def parents(self) -> Sequence[Parent]:
         return [parent for source in self.sources.values() for parent in source.parents]
+
+    @property
+    def redactions(self) -> Sequence[Redaction]:
+        return [each for source in self.sources.values() for each in source.redactions]
 
     @property
     def local_paths(self) -> Sequence[Path]:

@@ -10,10 +10,18 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.base.paths import path_text, text_path
-from uhr.manifests.info import Parent
+from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, CHANNELS, REJECTED_BY, VERDICT, Column
-from uhr.manifests.sources.base import ITEMS, Advance, Blob, Item, Listing, LocalPath, Source
+from uhr.manifests.sources.base import (
+    ITEMS,
+    Advance,
+    Item,
+    Listing,
+    LocalPath,
+    Source,
+)
+from uhr.manifests.sources.blobs import Blob
 
 _MADE = {
     *("sample_id", "uri", "source_version", "parent_id", "box"),
@@ -54,6 +62,10 @@ class OfManifest(Source):
     def parents(self) -> Sequence[Parent]:
         made = self.manifest
         return [Parent(id=made.id, path=path_text(self.place.resolve()), role="columns added to")]
+
+    @property
+    def redactions(self) -> Sequence[Redaction]:
+        return self.manifest.info.redactions
 
     def check(self) -> None:
         assert self.manifest

@@ -18,17 +18,14 @@ from uhr.base.paths import text_path, unescaped
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     Advance,
-    Blob,
-    FaultBlob,
     Item,
     Listing,
-    LocalBlob,
     LocalPath,
-    MemoryBlob,
     items_table,
     numbered,
     version_of,
 )
+from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
 from uhr.manifests.sources.table_rows import SCHEMA, TableFiles, stated_sizes
 from uhr.manifests.uris import path_of, uri_of
 from uhr.pixels.files import changed

@@ -10,7 +10,15 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.base.paths import unescaped
 from uhr.base.store import ObjectChanged, ObjectStore, StoreError
-from uhr.manifests.sources.base import Advance, Blob, Item, Listing, Source, items_table, size_of
+from uhr.manifests.sources.base import (
+    Advance,
+    Item,
+    Listing,
+    Source,
+    items_table,
+    size_of,
+)
+from uhr.manifests.sources.blobs import Blob
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import uri_of
 from uhr.pixels.decode import PixelLimits, check_bytes

@@ -20,20 +20,12 @@ from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic, sha256_file
 from uhr.base.paths import in_store, is_url, text_path
-from uhr.manifests.info import Parent, Part
+from uhr.manifests.info import Parent, Part, Redaction
 from uhr.manifests.parts import PIXELS
 from uhr.manifests.places import file_at
 from uhr.manifests.schema import KEPT, Column
-from uhr.manifests.sources.base import (
-    NO_LIMITS,
-    Advance,
-    Blob,
-    Item,
-    Listing,
-    MemoryBlob,
-    Source,
-    absolute,
-)
+from uhr.manifests.sources.base import Advance, Item, Listing, Source, absolute
+from uhr.manifests.sources.blobs import NO_LIMITS, Blob, MemoryBlob
 from uhr.pixels.types import PixelFault
 
 SCHEMA = pa.schema(
@@ -212,6 +204,10 @@ class Stored(Source):
     @property
     def parents(self) -> Sequence[Parent]:
         return self.source.parents
+
+    @property
+    def redactions(self) -> Sequence[Redaction]:
+        return self.source.redactions
 
     @property
     def fetches(self) -> bool:

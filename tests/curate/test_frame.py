@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from uhr.curate.frame import Frame
-from uhr.manifests.sources.base import LocalBlob
+from uhr.manifests.sources.blobs import LocalBlob
 from uhr.pixels.types import PixelFault
 
 
@@ -19,7 +19,7 @@ def path(forge, tmp_path):
 
 
 def test_a_header_is_read_without_the_file(path, monkeypatch) -> None:
-    monkeypatch.setattr("uhr.manifests.sources.base.read_bytes", lambda *_: pytest.fail("the file was read"))
+    monkeypatch.setattr("uhr.manifests.sources.blobs.read_bytes", lambda *_: pytest.fail("the file was read"))
     frame = Frame("a.jpg", LocalBlob(str(path)), {})
     assert (frame.header.width, frame.header.height) == (600, 900)
     assert frame.file_size == path.stat().st_size

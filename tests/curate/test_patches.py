@@ -22,7 +22,7 @@ from uhr.curate.stages.patches import PatchesStage
 from uhr.curate.stages.sets.near_duplicates import NearDuplicatesStage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import Column
-from uhr.manifests.sources.base import MemoryBlob
+from uhr.manifests.sources.blobs import MemoryBlob
 
 
 def textured(*boxes: tuple[int, int, int, int], width: int = 640, height: int = 384) -> np.ndarray:

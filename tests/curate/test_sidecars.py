@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
-from uhr.manifests.sources.base import LocalBlob
+from uhr.manifests.sources.blobs import LocalBlob
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -14,7 +14,7 @@ from uhr.curate.frame import Frame
 from uhr.curate.stage import FrameStage, SetStage
 from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.frames.geometry import LANDSCAPES, aspect_bucket
-from uhr.manifests.sources.base import LocalBlob
+from uhr.manifests.sources.blobs import LocalBlob
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import PixelFault
 

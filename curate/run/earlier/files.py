@@ -8,6 +8,7 @@ of its parent. Both files are mapped into memory: a worker reads only the rows o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,9 @@ from uhr.base import parquet
 from uhr.base.config import Config, canonical_json, fingerprint
 from uhr.base.files import atomic
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
-from uhr.manifests.info import Parent
+from uhr.manifests.info import Parent, Redaction
+from uhr.manifests.places import file_at
+from uhr.runtime.mirror import Mirror
 
 NAMES = r"earlier-[0-9a-z-]+\.(arrow|index)"
 """Regular expression of the names of these files."""
@@ -86,16 +89,28 @@ def limits_of(pipeline: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+class PixelParts(Config):
+    """The original bytes of images in the folder or at the address `path` of a manifest, but for those whose
+    hashes are `hidden`.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+
+
 class EarlierInfo(Config):
     """What a file has: where its rows come from, and the stages of which it has results.
 
-    stores: folders with the original bytes of images, and the parts in them. preview: the long side of the
-    previews in px; `previews` are the files that have them, with their numbers of rows.
+    stores: the original bytes of images. redactions: of the manifests that its rows come from. preview: the
+    long side of the previews in px; `previews` are the files that have them, or their names in the manifest
+    `origin` if that is in an object store, with their numbers of rows.
     """
 
     origin: Parent | None = None
     stages: tuple[StageKey, ...]
-    stores: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stores: tuple[PixelParts, ...] = ()
+    redactions: tuple[Redaction, ...] = ()
     preview: int = 0
     previews: tuple[tuple[str, int], ...] = Field(default=())
 
@@ -106,7 +121,7 @@ class EarlierInfo(Config):
 
 def write_earlier(path: Path, info: EarlierInfo, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write the file and its index; return the number of rows. The index comes first: where a file is, it is
-    complete.
+    complete. If the folder has a mirror, they are put there too.
     """
     index: list[tuple[np.ndarray, np.ndarray]] = []
     rows = 0
@@ -128,6 +143,10 @@ def write_earlier(path: Path, info: EarlierInfo, schema: pa.Schema, tables: Iter
             pa.ipc.new_file(file, batch.schema) as writer,
         ):
             writer.write_batch(batch)
+    mirror = Mirror.of(path.parent)
+    if mirror is not None:
+        mirror.push(path.with_suffix(".index").name)
+        mirror.push(path.name)
     return rows
 
 
@@ -170,7 +189,11 @@ class EarlierFile:
 
     @cached_property
     def _previews(self) -> list[tuple[_PreviewFile, int]]:
-        return [(_PreviewFile(Path(path)), rows) for path, rows in self.info.previews]
+        return [(_PreviewFile(self._place(name)), rows) for name, rows in self.info.previews]
+
+    def _place(self, name: str) -> Path:
+        origin = self.info.origin
+        return Path(name) if os.path.isabs(name) or origin is None else file_at(origin.path, name)
 
 
 class _PreviewFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,30 @@ from uhr.base import parquet
 from uhr.base.config import fingerprint
 from uhr.base.console import progress
 from uhr.base.errors import UserError
-from uhr.base.paths import path_text
+from uhr.base.paths import in_store, path_text
+from uhr.base.store import ObjectStore
 from uhr.curate.faults import CHANGED, NO_VALUE, RULE_ERROR, TRANSIENT
 from uhr.curate.run.earlier.files import (
     FAULT,
     KEYS,
     PREVIEW_AT,
     EarlierInfo,
+    PixelParts,
     StageKey,
     limits_of,
+    origins,
     write_earlier,
 )
+from uhr.curate.run.earlier.run_file import NAME as RUN_FILE
 from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.rows import PREVIEW, RAN
-from uhr.manifests.info import UNFINISHED, Parent, is_manifest
+from uhr.manifests import places
+from uhr.manifests.info import UNFINISHED, Parent, Redaction
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import CHILD_COUNT, FAILED, KEPT, REJECTED, VERDICT
+from uhr.manifests.selection.tombstones import merged
 from uhr.manifests.sources.stored import Stored
+from uhr.runtime.mirror import Mirror
 from uhr.runtime.units import UnitPlan
 
 UNITS = "units"
@@ -43,23 +51,51 @@ _VERDICT = tuple(column.name for column in VERDICT)
 _FAULT_FIELDS = [pa.field(name, pa.string()) for name in FAULT]
 
 
-def take(out: Path, folder: Path, without: Collection[str] = ()) -> None:
-    """Collect the results of the manifest or unfinished run `out` in `folder`, unless they are there.
+def take(out: Path | str, folder: Path, without: Collection[str] = ()) -> None:
+    """Collect the results of the manifest or unfinished run `out`, a folder or an address in an object store,
+    in `folder`, unless they are there.
 
     without: the kinds of fault that are not taken over, besides those that may pass by themselves.
 
     Raises UserError if `out` has neither, or if it was made by a version whose results cannot be read.
     """
-    if is_manifest(out):
+    if places.is_manifest_at(out):
         of_manifest(Manifest.open(out), folder, without)
-    elif RunFile.exists(out / UNITS):
-        run = RunFile.read(out / UNITS)
-        state = fingerprint([run.fingerprint, run.inputs, sorted(p.name for p in (out / UNITS).iterdir())])
-        origin = Parent(id=state, path=path_text(out.resolve()), role=UNFINISHED)
-        of_units(out / UNITS, folder, state[:16], without, origin)
+        return
+    units = _units_at(out)
+    if RunFile.exists(units):
+        run = RunFile.read(units)
+        state = fingerprint([run.fingerprint, run.inputs, sorted(p.name for p in units.iterdir())])
+        origin = Parent(id=state, path=_place(out), role=UNFINISHED)
+        of_units(units, folder, state[:16], without, origin)
     else:
-        what = "an unfinished run of an earlier version" if (out / UNITS).is_dir() else "no run"
+        what = "an unfinished run of an earlier version" if units.is_dir() else "no run"
         raise UserError(f"--reuse: {out} contains {what}", "name the folder of a manifest or of a run")
+
+
+def redactions_at(out: Path | str) -> list[Redaction]:
+    """Return what was forgotten from a manifest or from those that an unfinished run has taken over."""
+    if places.is_manifest_at(out):
+        return places.info_at(out).redactions
+    return merged(each.redactions for each in origins(_units_at(out)))
+
+
+def _place(out: Path | str) -> str:
+    return out if in_store(out) else path_text(Path(out).resolve())
+
+
+def _units_at(out: Path | str) -> Path:
+    """Return the folder of the units of a run; for an address that of a copy, with what is there now."""
+    if not in_store(out):
+        return Path(out) / UNITS
+    store = ObjectStore(out)
+    units = store.work_folder() / "reuse" / UNITS
+    if f"{UNITS}/{RUN_FILE}" in store.names():
+        units.mkdir(parents=True, exist_ok=True)
+        Mirror(units, f"{store.text}/{UNITS}").pull()
+    else:
+        shutil.rmtree(units, ignore_errors=True)
+    return units
 
 
 def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> None:
@@ -68,11 +104,17 @@ def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> N
     if path.exists():
         return
     info, rows = manifest.info, _ManifestRows(manifest, without)
-    files = tuple((str((manifest.files / p.path).resolve()), p.rows) for p in info.previews)
+    place = places.place_of(manifest.path)
+    # other machines have no copy of it, but those of a slice by reference are made on this one
+    named = in_store(place) and manifest.files == manifest.path
+    files = tuple(
+        (p.path if named else str((manifest.files / p.path).resolve()), p.rows) for p in info.previews
+    )
     made = EarlierInfo(
-        origin=Parent(id=info.id, path=path_text(manifest.path.resolve()), role=REUSED),
+        origin=Parent(id=info.id, path=place, role=REUSED),
         stages=rows.stages,
         stores=tuple(_stores(manifest)),
+        redactions=tuple(info.redactions),
         preview=rows.pipeline.get("preview", 0) if files else 0,
         previews=files,
     )
@@ -80,10 +122,10 @@ def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> N
         write_earlier(path, made, rows.schema, rows.tables(advance))
 
 
-def _stores(manifest: Manifest) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _stores(manifest: Manifest) -> Iterator[PixelParts]:
     source = manifest.source
     while isinstance(source, Stored):
-        yield source.path, source.parts
+        yield PixelParts(path=source.path, parts=source.parts, hidden=source.hidden)
         source = source.source
 
 
@@ -253,8 +295,12 @@ def collect(
     origin: Parent | None = None,
 ) -> None:
     """Write the results in the parts of these units of one pass to the file `path`."""
+    # what the run itself has taken over from others
+    others = [] if origin is None else list(origins(plan.folder))
     made = EarlierInfo(
         origin=origin,
+        stores=tuple(store for each in others for store in each.stores),
+        redactions=tuple(merged(each.redactions for each in others)),
         stages=(*run.images, *run.patches),
         preview=run.pipeline.get("preview", 0),
     )

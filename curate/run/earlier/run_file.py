@@ -10,6 +10,7 @@ from uhr.base.files import write_json
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.earlier.files import StageKey, keys_of
 from uhr.manifests.info import RuleInfo, StageInfo
+from uhr.runtime.mirror import Mirror
 
 NAME = "run.json"
 
@@ -44,7 +45,11 @@ class RunFile(Config):
         return read_versioned(cls, folder / NAME, VERSION, "start the run again in another folder")
 
     def write(self, folder: Path) -> None:
+        """Write the file; also into the mirror of the folder, if it has one."""
         write_json(folder / NAME, self.model_dump(mode="json"))
+        mirror = Mirror.of(folder)
+        if mirror is not None:
+            mirror.push(NAME)
 
     @property
     def same_but_limits(self) -> dict[str, Any]:

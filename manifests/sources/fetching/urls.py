@@ -21,13 +21,12 @@ from uhr.manifests.sources.base import (
     GIVEN,
     ITEMS,
     Advance,
-    Blob,
     Item,
     Listing,
-    LocalBlob,
     items_table,
     numbered,
 )
+from uhr.manifests.sources.blobs import Blob, LocalBlob
 from uhr.manifests.sources.fetching.http import HttpOptions, without_credentials
 from uhr.manifests.sources.fetching.spool import Spool
 from uhr.manifests.sources.table_rows import TableFiles, stated_sizes

@@ -90,7 +90,10 @@ def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_tha
     assert json.loads(uhr("curate", "status", out, "--json")[1])["state"] == "finished"
     code, _, errors = curate(None, "--set", "rules.entropy=entropy > 5")
     assert code == 1
-    assert f"--out {out}-2" in errors
+    assert f"--reuse {out} --out {out}-2" in errors
+    code, printed, errors = curate(f"{out}-2", "--set", "rules.entropy=entropy > 5", "--reuse", out, "--json")
+    assert code == 0, errors
+    assert json.loads(printed)["reused"]["header"] == 6
     assert "truncated.jpg" in uhr("curate", "explain", out, "truncated.jpg")[1]
 
 

@@ -2,231 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
-import itertools
-import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.curate.config import load
 from uhr.curate.estimate import estimate
-from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
 from uhr.curate.run.earlier.so_far import so_far
-from uhr.curate.run.job import CurationRequest
 from uhr.manifests.lineage import lineage
-from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.page import render
-from uhr.manifests.sources.base import NO_LIMITS
-from uhr.manifests.sources.folder import Folder
+from uhr.manifests.sources.blobs import NO_LIMITS
 from uhr.pixels.types import PixelFault
-from uhr.runtime.inline import InlineRunner
-from uhr.runtime.pool import Pool
-
-STAGES = '''
-import pyarrow as pa
-from uhr.base.config import Config
-from uhr.curate.stage import BatchStage, Child, ExpandStage, FrameStage, Resources
-from uhr.manifests.schema import Column
-from uhr.models.scores.images import View
-
-class Params(Config):
-    log: str
-    factor: float = 1.0
-    fail: str = ""
-
-def called(stage, name):
-    with open(stage.params.log, "a") as file:
-        print(type(stage).__name__, name, file=file)
-
-class Red(FrameStage):
-    name = "red"
-    adds = (Column("red", pa.float64(), "mean of red"),)
-    Params = Params
-
-    def annotate(self, frame):
-        called(self, frame.uri)
-        red = frame.rgb[..., 0].mean()
-        if self.params.fail and red < 60:
-            raise ValueError("too dark")
-        return {"red": red * self.params.factor}
-
-class Odd(FrameStage):
-    """Has no value for most images."""
-
-    name = "odd"
-    needs = ("red",)
-    adds = (Column("odd", pa.string(), "said of bright images"),)
-    Params = Params
-
-    def annotate(self, frame):
-        called(self, frame.uri)
-        return {"odd": "bright" if frame.row["red"] > 200 else None}
-
-class Said(FrameStage):
-    """Depends on the caption beside the image."""
-
-    name = "said"
-    needs = ("caption",)
-    adds = (Column("said", pa.int64(), "length of the caption"),)
-    Params = Params
-
-    def annotate(self, frame):
-        called(self, frame.uri)
-        return {"said": len(frame.row.get("caption") or "")}
-
-class Blue(BatchStage):
-    name = "blue"
-    adds = (Column("blue", pa.float64(), "mean of blue"),)
-    views = {"small": View(shortest=8)}
-    resources = Resources(num_gpus=0, batch_size=4)
-    Params = Params
-
-    def score(self, rows, views):
-        for row in rows:
-            called(self, row["uri"] if row.get("box") is None else f"{row['uri']}{row['box']}")
-        return {"blue": [view[..., 2].double().mean().item() for view in views["small"]]}
-
-class Again(Red):
-    name = "again"
-    needs = ("red_rank",)
-    adds = (Column("again", pa.float64(), "mean of red"),)
-
-    def annotate(self, frame):
-        return {"again": frame.rgb[..., 0].mean()}
-
-class Halves(ExpandStage):
-    name = "halves"
-    adds = (Column("half", pa.int64(), "which"),)
-    Params = Params
-
-    def expand(self, frame):
-        called(self, frame.uri)
-        if self.params.fail and frame.rgb[..., 0].mean() > 180:
-            raise ValueError("too bright")
-        width, height = frame.header.width // 2, frame.header.height
-        return [Child((at * width, 0, width, height), {"half": at}) for at in (1, 0)]
-'''
-
-
-class Interrupted(Exception):
-    pass
-
-
-@dataclasses.dataclass(frozen=True)
-class Stops:
-    """A pool whose run is interrupted after some tasks."""
-
-    tasks: int
-
-    def runner(self, limits: object) -> Any:
-        done = itertools.count(1)
-
-        class Runner(InlineRunner):
-            def run(runner, *arguments: Any) -> Iterator[tuple[int, int]]:
-                for task in super().run(*arguments):
-                    yield task
-                    if next(done) == self.tasks:
-                        raise Interrupted
-
-        return Runner()
-
-
-class Lab:
-    """A folder of images and runs over it, each in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.source, self.log = folder, folder / "images", folder / "calls.txt"
-        self.source.mkdir(parents=True)
-        self._numbers = itertools.count()
-
-    def image(self, name: str, value: int, caption: str | None = None) -> None:
-        pixels = np.full((12, 16, 3), value, np.uint8)
-        pixels[:, :, 2] = np.arange(16) * 10
-        Image.fromarray(pixels).save(self.source / f"{name}.png")
-        if caption is not None:
-            (self.source / f"{name}.txt").write_text(caption)
-
-    def touch(self, name: str) -> None:
-        path = self.source / f"{name}.png"
-        os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
-
-    def request(self, tree: dict[str, Any], **options: Any) -> CurationRequest:
-        number = next(self._numbers)
-        file = self.folder / f"pipeline-{number}.yaml"
-        file.write_text(yaml.safe_dump({"name": "p", "preview": 8, "unit": 3, **tree}))
-        source = Folder.at(self.source)
-        plan = CurationPlan.of(load(str(file)), given=source.columns)
-        out = options.pop("out", self.folder / f"out-{number}")
-        return CurationRequest(plan, source, out, **{"pool": Pool("local", 0), **options})
-
-    def run(self, tree: dict[str, Any], **options: Any) -> Manifest:
-        self.log.write_text("")
-        return job.run(self.request(tree, **options), str).manifest
-
-    def begin(self, tree: dict[str, Any], tasks: int) -> Path:
-        """Run until some tasks of the first pass are done; the folder."""
-        self.log.write_text("")
-        request = self.request(tree, pool=Stops(tasks))
-        with contextlib.suppress(Interrupted):
-            job.run(request, str)
-        return request.out
-
-    def calls(self) -> dict[str, set[str]]:
-        """The images of each stage that was called, each once."""
-        lines = [line.split(" ", 1) for line in self.log.read_text().splitlines()]
-        counted = Counter(map(tuple, lines))
-        assert set(counted.values()) <= {1}, "a stage was called twice for one image"
-        found: dict[str, set[str]] = {}
-        for stage, name in lines:
-            found.setdefault(stage, set()).add(name.replace(".png", ""))
-        return found
-
-    def pipeline(self, *stages: str, rules: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
-        log = str(self.log)
-        own = [{"stage": f"reused_stages:{stage}", "name": stage.lower(), "log": log} for stage in stages]
-        for entry in own:
-            entry.update(params.get(entry["name"], {}))
-        return {"stages": ["header", "geometry", "decode", *own], "rules": rules or {}}
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("stages")
-    (folder / "reused_stages.py").write_text(STAGES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        # it takes longer than the run
-        patch.setattr("uhr.manifests.report.write_report", lambda manifest, out: out.touch() or out)
-        yield
-
-
-@pytest.fixture
-def lab(stages, tmp_path) -> Lab:
-    lab = Lab(tmp_path / "lab")
-    for number in range(6):
-        lab.image(f"i{number}", 40 * number, f"number {number}" if number % 2 else None)
-    return lab
-
-
-def content(manifest: Manifest) -> tuple[Any, ...]:
-    """Rows, previews and funnel, without what names the folder."""
-    rows = manifest.table().to_pylist()
-    previews = manifest.previews({row["sample_id"] for row in rows})
-    return rows, previews, [rule.model_dump() for rule in manifest.info.rules], manifest.info.counts
 
 
 def test_a_new_column_calls_only_its_own_stage(lab):
@@ -234,7 +25,7 @@ def test_a_new_column_calls_only_its_own_stage(lab):
     tree = lab.pipeline("Red", "Odd", "Blue")
     reused = lab.run(tree, reuse=(first.path,))
     assert lab.calls() == {"Blue": {f"i{n}" for n in range(6)}}
-    assert content(reused) == content(lab.run(tree))
+    assert lab.content(reused) == lab.content(lab.run(tree))
     parent = reused.info.parents[0]
     assert (parent.id, parent.role) == (first.id, "results reused from")
     assert [each["id"] for each in lineage(reused.path)] == [reused.id, first.id]
@@ -247,7 +38,7 @@ def test_a_loosened_rule_measures_only_what_it_lets_in(lab):
     tree = lab.pipeline("Red", "Odd", "Blue", rules={"light": "red > 50"})
     reused = lab.run(tree, reuse=(first.path,))
     assert lab.calls() == {"Odd": {"i2"}, "Blue": {"i2"}}
-    assert content(reused) == content(lab.run(tree))
+    assert lab.content(reused) == lab.content(lab.run(tree))
 
 
 def test_another_parameter_calls_the_stage_and_those_that_read_it(lab):
@@ -256,7 +47,7 @@ def test_another_parameter_calls_the_stage_and_those_that_read_it(lab):
     reused = lab.run(tree, reuse=(first.path,))
     # of i0 the value is 0 in both, so that nothing that reads it can change
     assert lab.calls() == {"Red": {f"i{n}" for n in range(6)}, "Odd": {f"i{n}" for n in range(1, 6)}}
-    assert content(reused) == content(lab.run(tree))
+    assert lab.content(reused) == lab.content(lab.run(tree))
 
 
 def test_a_source_that_has_grown_measures_only_what_is_new(lab, uhr):
@@ -271,7 +62,7 @@ def test_a_source_that_has_grown_measures_only_what_is_new(lab, uhr):
     reused = lab.run(tree, reuse=(first,))
     new = {"a new one", "i1", "i3", "i4", "i5"}
     assert lab.calls() == {"Red": new, "Said": {*new, "i2"}, "Blue": new}
-    assert content(reused) == content(lab.run(tree))
+    assert lab.content(reused) == lab.content(lab.run(tree))
     assert reused.info.parents[0].role == "results reused from the unfinished run"
     assert reused.info.parents[0].path == str(first)
     code, printed, _ = uhr("manifest", "lineage", reused.path)
@@ -294,7 +85,7 @@ def test_patches_are_neither_cut_nor_measured_again(lab):
     changed = tree(right="half = 1")
     reused = lab.run(changed, reuse=(first.path,))
     assert lab.calls() == {"Red": {"j"}, "Halves": {"j"}, "Blue": {"j[8, 0, 8, 12]"}}
-    assert content(reused) == content(lab.run(changed))
+    assert lab.content(reused) == lab.content(lab.run(changed))
 
 
 def test_a_fault_of_cutting_patches_is_taken_over_as_it_was(lab):
@@ -310,7 +101,7 @@ def test_a_fault_of_cutting_patches_is_taken_over_as_it_was(lab):
     changed = tree(light="red > 30")
     reused = lab.run(changed, reuse=(first.path,))
     assert lab.calls() == {}
-    assert content(reused) == content(lab.run(changed))
+    assert lab.content(reused) == lab.content(lab.run(changed))
 
 
 def test_faults_are_taken_over_and_retried_by_their_reason(lab):
@@ -320,10 +111,10 @@ def test_faults_are_taken_over_and_retried_by_their_reason(lab):
     assert first.info.counts["failed"] == 3
     again = lab.run({**tree, "rules": {"any": "red > 0"}}, reuse=(first.path,))
     assert lab.calls() == {}
-    assert content(again)[0] == content(first)[0]
+    assert lab.content(again)[0] == lab.content(first)[0]
     retried = lab.run(tree, reuse=(first.path,), retry=("stage error",))
     assert lab.calls() == {"Red": {"i0", "i1"}}
-    assert content(retried) == content(first)
+    assert lab.content(retried) == lab.content(first)
     # with another limit a fault may be none
     lab.run({**tree, "limits": {"seconds": 90}}, reuse=(first.path,))
     assert lab.calls() == {"Red": {"i0", "i1"}}
@@ -340,7 +131,7 @@ def test_an_unfinished_run_retries_in_place(lab, limits):
             lab.run(changed, out=out)
     finished = lab.run(changed, out=out, retry=("stage error",))
     assert lab.calls() == {"Red": {"i0", "i1", "i3", "i4", "i5"}}
-    assert content(finished) == content(lab.run(changed))
+    assert lab.content(finished) == lab.content(lab.run(changed))
     assert finished.info.parents == []
     with pytest.raises(UserError, match="is finished"):
         lab.run(changed, out=out, retry=("stage error",))
@@ -367,18 +158,6 @@ def test_an_image_that_a_new_list_rejects_is_not_read_from_reused_pixels(lab):
             data = reused.source.open(row).read(NO_LIMITS)
             assert hashlib.sha256(data).hexdigest() == row["content_hash"]
     assert first.source.open(rows["i1.png"]).read(NO_LIMITS), "M itself is not changed"
-
-
-def test_what_a_reused_manifest_has_forgotten_does_not_come_back(lab, uhr):
-    tree = lab.pipeline("Red")
-    first = lab.run(tree)
-    lab.run(tree, out=lab.folder / "before", reuse=(first.path,))
-    code, _, errors = uhr("manifest", "forget", first.path, "--url", "i1.png")
-    assert code == 0, errors
-    reused = lab.run(tree, reuse=(first.path,))
-    assert {row["uri"] for row in reused.table().to_pylist()} == {f"i{n}.png" for n in (0, 2, 3, 4, 5)}
-    assert reused.info.source["forgotten"] == 1
-    assert lab.calls() == {}
 
 
 def test_a_dry_run_counts_what_would_be_reused(lab):
@@ -459,9 +238,9 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=8)
 @given(before=pipelines(), after=pipelines(), changes=CHANGES, tasks=st.integers(0, 5))
 def test_a_run_that_reuses_another_ends_like_one_from_nothing(
-    stages, tmp_path_factory, before, after, changes, tasks
+    lab_at, tmp_path_factory, before, after, changes, tasks
 ):
-    lab = Lab(tmp_path_factory.mktemp("property") / "lab")
+    lab = lab_at(tmp_path_factory.mktemp("property") / "lab")
     for number in range(6):
         lab.image(f"i{number}", 40 * number, "a caption" if number % 3 else None)
 
@@ -490,4 +269,4 @@ def test_a_run_that_reuses_another_ends_like_one_from_nothing(
     lab.image("last", 128)
     reused = lab.run(tree(after), reuse=(first,))
     lab.calls()
-    assert content(reused) == content(lab.run(tree(after)))
+    assert lab.content(reused) == lab.content(lab.run(tree(after)))

@@ -15,7 +15,7 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
 from uhr.manifests import sources
-from uhr.manifests.sources.base import MemoryBlob
+from uhr.manifests.sources.blobs import MemoryBlob
 from uhr.pixels.types import PixelFault
 
 

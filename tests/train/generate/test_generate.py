@@ -15,7 +15,7 @@ from uhr.base.errors import UserError
 from uhr.base.lock import only_run
 from uhr.base.store import open_store
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
-from uhr.manifests.sources.base import LocalBlob
+from uhr.manifests.sources.blobs import LocalBlob
 from uhr.models.generate.record import read_record
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
