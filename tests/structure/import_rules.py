@@ -27,8 +27,8 @@ COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.fetch", "u
 """These may import everything, and nothing else may import them."""
 
 LADDERS = {
-    "uhr.models": "llm ops files specs surgery adapters attention vae families loading scores publish "
-    "samplers generate estimate zoo show cli",
+    "uhr.models": "llm ops files specs surgery adapters attention vae families loading scores metrics "
+    "publish samplers generate estimate zoo show cli",
     "uhr.train": "timesteps optimisers objectives trainable recipes encode data run generate cli",
     # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run
@@ -38,13 +38,18 @@ LADDERS = {
 """The modules and packages directly inside a package, lowest first: each may import only those before it."""
 
 ONLY = {
-    "uhr.models.scores": ("uhr.base", "uhr.pixels", "uhr.models.ops", "uhr.models.loading", "uhr.models.llm")
+    "uhr.models.scores": ("uhr.base", "uhr.pixels", "uhr.models.ops", "uhr.models.loading", "uhr.models.llm"),
+    "uhr.models.metrics": (
+        *("uhr.base", "uhr.pixels", "uhr.models.ops", "uhr.models.loading", "uhr.models.llm"),
+        "uhr.models.scores",
+    ),
 }
 """What a package may import besides itself where that is less than everything below it."""
 
 REGISTRIES = (
     "uhr.curate.stages",
     "uhr.manifests.sources",
+    "uhr.models.metrics.registry",
     "uhr.models.samplers",
     "uhr.models.specs.flux1",
     "uhr.models.specs.flux2",

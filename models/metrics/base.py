@@ -1,0 +1,217 @@
+"""What a metric is: samples, score columns, values of sets, and the two kinds of metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from uhr.base.config import Config, fingerprint
+from uhr.base.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from uhr.models.metrics.features import Features
+
+Better = Literal["higher", "lower"]
+
+Need = Literal["prompt", "reference"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated image, and what metrics may need beside it.
+
+    image, reference: uint8 RGB [H, W, 3], decoded by `uhr.pixels`. index: the number of the image in its
+    set, which the reference with the same number shares: it seeds the positions of crops. path: the file
+    that the image was decoded from, for programs that read files.
+    """
+
+    image: np.ndarray
+    index: int = 0
+    prompt: str | None = None
+    reference: np.ndarray | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A number that a metric gives: its column's name, direction, meaning and range.
+
+    mean: how the values of a set are averaged.
+    """
+
+    name: str
+    better: Better | None
+    meaning: str
+    range: str = ""
+    mean: Literal["arithmetic", "harmonic"] = "arithmetic"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number that describes a set.
+
+    spread: a standard deviation or standard error; `spread_of` says of what. n: rows of the smaller set.
+    """
+
+    value: float
+    n: int
+    spread: float | None = None
+    spread_of: Literal["subsets", "splits", "jackknife"] | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What `metrics list` says about a metric.
+
+    weights: each option that names weights, with what they are and where they are published.
+    """
+
+    measures: str
+    licence: str
+    source: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+class MetricClass(Protocol):
+    """What the registry needs of a class of metrics."""
+
+    about: ClassVar[About]
+    Options: ClassVar[type[Config]]
+
+    @classmethod
+    def load(cls, options: Any, device: str) -> Any:
+        """Make the metric from its `Options`. Raises UserError if weights or packages are missing."""
+        ...
+
+
+@runtime_checkable
+class ImageMetric(Protocol):
+    """A metric of single images.
+
+    name: the full name, with everything without which two values cannot be compared: backbone, scale,
+    resize rule. needs: what each sample must have. columns: what `score` returns.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    @property
+    def columns(self) -> tuple[ScoreColumn, ...]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the values depend on: options, SHA-256 of weights, versions of libraries."""
+        ...
+
+    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Return the value of each column for each sample. Raises UserError for a sample that it cannot
+        score."""
+        ...
+
+
+class Extractor(Protocol):
+    """Turns an image into rows of features: one for the whole image, or one for each crop."""
+
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the features depend on. Features of another identity cannot be compared with these."""
+        ...
+
+    def features(self, image: np.ndarray, index: int) -> Features:
+        """Return the features of one image, uint8 RGB [H, W, 3], with this number in its set."""
+        ...
+
+
+@runtime_checkable
+class SetMetric(Protocol):
+    """A metric of a set of images, from the features that its extractor gives for each of them.
+
+    Metrics whose extractors have the same `key` share features: each image is seen once.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    @property
+    def columns(self) -> tuple[ScoreColumn, ...]: ...
+
+    @property
+    def extractor(self) -> Extractor: ...
+
+    def identity(self) -> dict[str, Any]:
+        """As of an `ImageMetric`; the extractor's identity is part of it."""
+        ...
+
+    def compare(self, reference: Features | None, generated: Features, seed: int = 0) -> dict[str, Value]:
+        """Return the value of each column. `reference` is None if `needs` has no "reference".
+
+        Raises UserError for features of another extractor, too few rows, or values that are not finite.
+        """
+        ...
+
+
+def key(made: ImageMetric | SetMetric | Extractor) -> str:
+    """Return the SHA-256 (64 hex digits) of an identity."""
+    return fingerprint(made.identity())
+
+
+def column_name(name: str) -> str:
+    """Return a name that SQL takes without quotes: `fid/inception-v3/clean` becomes
+    `fid_inception_v3_clean`."""
+    return re.sub(r"\W+", "_", name.replace("+", "_plus")).strip("_").lower()
+
+
+def check_image(image: Any, what: str = "an image") -> np.ndarray:
+    """Return the image as an array if it is uint8 [H, W, 3]. Raises ValueError for anything else."""
+    import numpy as np
+
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ValueError(f"{what} is uint8 [H, W, 3], and this is {pixels.dtype} {list(pixels.shape)}")
+    return pixels
+
+
+def check_samples(metric: ImageMetric, samples: Sequence[Sample]) -> None:
+    """Raise UserError for the first sample that lacks what the metric needs."""
+    for sample in samples:
+        check_image(sample.image)
+        if "prompt" in metric.needs and not (sample.prompt or "").strip():
+            raise UserError(
+                f"image {sample.index} has no prompt, which {metric.name} needs", "give each image its prompt"
+            )
+        if "reference" in metric.needs:
+            if sample.reference is None:
+                raise UserError(
+                    f"image {sample.index} has no reference, which {metric.name} needs",
+                    "give each image its reference",
+                )
+            check_image(sample.reference, "a reference")
+
+
+def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and reference. Raises UserError if they differ in size."""
+    assert sample.reference is not None
+    image, reference = check_image(sample.image), check_image(sample.reference)
+    if image.shape != reference.shape:
+        what, that = (f"{each.shape[1]}x{each.shape[0]}" for each in (image, reference))
+        text = f"image {sample.index} has {what} px and its reference {that}, and {name} compares pixels"
+        raise UserError(text, "give both the same size")
+    return image, reference
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package, for an identity."""
+    import importlib.metadata
+
+    return {package: importlib.metadata.version(package) for package in packages}

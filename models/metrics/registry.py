@@ -1,0 +1,77 @@
+"""The registry of metrics. A new metric is one line in `NAMES`, and a class (`base.MetricClass`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.base.config import build
+from uhr.base.errors import UserError, load_object, unknown
+from uhr.models.metrics.base import ImageMetric, MetricClass, SetMetric
+
+_HERE = "uhr.models.metrics"
+
+NAMES: Mapping[str, str] = {
+    "fid": f"{_HERE}.distribution:Fid",
+    "kid": f"{_HERE}.distribution:Kid",
+    "inception-score": f"{_HERE}.distribution:InceptionScore",
+    "patch-fid": f"{_HERE}.distribution:PatchFid",
+    "patch-kid": f"{_HERE}.distribution:PatchKid",
+    "patch-inception-score": f"{_HERE}.distribution:PatchInceptionScore",
+    "random-frechet": f"{_HERE}.distribution:RandomFrechet",
+    "random-kernel": f"{_HERE}.distribution:RandomKernel",
+    "glcm": f"{_HERE}.texture:GlcmScore",
+    "compression-ratio": f"{_HERE}.texture:CompressionRatio",
+}
+"""Name in a protocol -> import path. A metric is imported when it is first used."""
+
+
+def metric(name: str, device: str = "cpu", **options: Any) -> ImageMetric | SetMetric:
+    """Make a metric.
+
+    Args:
+        name: one of `NAMES`, or the import path `package.module:Class` of a metric of the user's own.
+        device: a torch device.
+        options: those of its class's `Options`.
+
+    Raises:
+        UserError: for an unknown name or option (with the nearest ones), or if weights or a package are
+        missing.
+    """
+    cls = metric_class(name)
+    return cls.load(build(cls.Options, options, f"metric '{name}'"), device)
+
+
+def metric_class(name: str) -> type[MetricClass]:
+    """Return the class of a metric. Raises UserError if there is none of this name."""
+    if ":" in name:
+        found = load_object(name, "metric")
+    elif name in NAMES:
+        found = load_object(NAMES[name], "metric")
+    else:
+        raise unknown("metric", name, NAMES)
+    if not all(hasattr(found, part) for part in ("about", "Options", "load")):
+        raise UserError(
+            f"'{name}' is not a metric", "give its class about, Options and load (uhr.models.metrics.base)"
+        )
+    return found
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what a metric measures, needs and costs to get, for lists: `kind` is image or set, `weights`
+    names each option with where its weights are published, `options` has every option with its default.
+    """
+    cls: Any = metric_class(name)
+    return {
+        "name": name,
+        "kind": "set" if hasattr(cls, "compare") else "image",
+        "measures": cls.about.measures,
+        "needs": sorted(cls.needs),
+        "licence": cls.about.licence,
+        "source": cls.about.source,
+        "weights": dict(cls.about.weights),
+        "options": {
+            key: None if field.is_required() else field.get_default(call_default_factory=True)
+            for key, field in cls.Options.model_fields.items()
+        },
+    }
