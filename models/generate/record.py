@@ -1,28 +1,26 @@
-"""The record of a generated image: everything needed to generate it again, written into its PNG."""
+"""The record of a generated image: everything needed to generate it again, written into its file."""
 
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
 import platform
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from uhr import __version__
 from uhr.base.console import counted, shown
-from uhr.base.errors import UserError, one_line
+from uhr.base.errors import UserError, one_line, unknown
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
+from uhr.models.generate.encoding import SUFFIXES, Encoding, texts_of
 from uhr.models.generate.input_images import CHUNK, STAGE
 from uhr.models.generate.setup import CheckedCall, Setup
 from uhr.models.samplers.core import guidance as guidance_text
 from uhr.models.samplers.core.run_record import RunRecord
-
-SEARCHED = 1 << 26
-"""Up to this many px an image is decoded to find a record after its pixels, where some editors put it."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 """The packages whose versions a record contains."""
@@ -115,30 +113,66 @@ def json_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def check_out(out: Path, given: Path | None = None) -> None:
-    """Raise UserError unless `out` is a PNG's name that can be written, is not the `given` image, and has no
-    foreign JSON file next to it."""
-    check_name(str(out))
+class RecordPlace(StrEnum):
+    """Where a record is written: into the image's file, as JSON next to it, both, or nowhere."""
+
+    BOTH = "both"
+    IMAGE = "image"
+    JSON = "json"
+    NONE = "none"
+
+    @classmethod
+    def named(cls, name: str) -> RecordPlace:
+        """Return the place of that name; `png` is the image's file too. Raises UserError if there is none."""
+        if name == "png":
+            return cls.IMAGE
+        if name not in list(cls):
+            raise unknown("place of a record", name, list(cls), "--record")
+        return cls(name)
+
+    @property
+    def in_image(self) -> bool:
+        return self in (RecordPlace.BOTH, RecordPlace.IMAGE)
+
+    @property
+    def beside(self) -> bool:
+        return self in (RecordPlace.BOTH, RecordPlace.JSON)
+
+
+def check_out(out: Path, given: Path | None = None, place: RecordPlace = RecordPlace.BOTH) -> None:
+    """Raise UserError unless `out` is an image's name that can be written, is not the `given` image, and no
+    JSON file next to it would be replaced that is foreign or of another image."""
+    Encoding.of(str(out))
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
     if _is_same(out, given):
         raise UserError(f"--out {out} is the given image itself", "name another file")
     FolderStore(str(out.parent)).probe()
     file = json_path(out)
-    if file.exists() and _read_json(file) is None:
-        raise _foreign(str(file), out.name)
+    if place.beside and file.exists():
+        if _read_json(file) is None:
+            raise _foreign(str(file), out.name)
+        others = _of_same_stem(out)
+        if others and not out.exists():
+            what = f"{file} is the record of {others[0].name}, and that of {out.name} would replace it"
+            raise UserError(what, "name another file, or give --record image")
 
 
-def check_name(out: str) -> None:
-    """Raise UserError unless `out` ends in .png."""
-    if PurePath(out).suffix.lower() != ".png":
-        raise UserError(f"--out {out} is not a PNG", "name a file that ends in .png")
+def _of_same_stem(path: Path) -> list[Path]:
+    """Other images with the same name except for the suffix."""
+    found = (path.with_suffix(suffix) for suffix in SUFFIXES)
+    return [other for other in found if other.name != path.name and other.exists()]
 
 
 def check_json(place: str, name: str, data: bytes | None) -> None:
     """Raise UserError if the JSON file at `place`, whose content is `data`, is not the record of an image."""
-    if data is not None and _parsed(data.decode("utf-8", "replace")) is None:
+    if data is not None and not is_record(data):
         raise _foreign(place, name)
+
+
+def is_record(data: bytes) -> bool:
+    """Whether these are the bytes of a record's JSON file."""
+    return _parsed(data.decode("utf-8", "replace")) is not None
 
 
 def _foreign(place: str, name: str) -> UserError:
@@ -153,19 +187,28 @@ def _is_same(file: Path, given: Path | None) -> bool:
     return file.samefile(user_path(given))
 
 
-def write(path: Path, image: Any, record: dict[str, Any]) -> None:
-    """Write a PIL image as PNG with the record in its `uhr` text chunk, and the record as JSON next to it.
+def write(
+    path: Path,
+    image: Any,
+    record: dict[str, Any],
+    encoding: Encoding | None = None,
+    place: RecordPlace = RecordPlace.BOTH,
+) -> None:
+    """Write a PIL image (as PNG without `encoding`) with its record where `place` says.
 
     Each file is written atomically, and the JSON comes last: if it exists, so does its image.
     """
-    data = png_bytes(image, record)
+    data = image_bytes(image, record, encoding, place)
+    file = json_path(path)
     with saving(path, _FIX, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # the record of an earlier image must not be left next to this one
-        json_path(path).unlink(missing_ok=True)
+        if place.beside or (not _of_same_stem(path) and file.is_file() and _read_json(file) is not None):
+            file.unlink(missing_ok=True)
         with atomic(path) as temporary:
             temporary.write_bytes(data)
-        write_json(json_path(path), record)
+        if place.beside:
+            write_json(file, record)
 
 
 _FIX = "free space there, or name another place"
@@ -195,20 +238,25 @@ def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> 
             image.save(temporary, format="PNG", pnginfo=info)
 
 
-def png_bytes(image: Any, record: dict[str, Any]) -> bytes:
-    """Return a PIL image as PNG bytes with the record in its `uhr` text chunk."""
-    from PIL.PngImagePlugin import PngInfo
+def image_bytes(
+    image: Any,
+    record: dict[str, Any],
+    encoding: Encoding | None = None,
+    place: RecordPlace = RecordPlace.BOTH,
+) -> bytes:
+    """Return the bytes of a PIL image's file, with the record in it if `place` says so.
 
-    info, file = PngInfo(), io.BytesIO()
-    info.add_text(CHUNK, json.dumps(record, sort_keys=True, allow_nan=False))
-    image.save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
+    A record that is too long for the file (64 KB for a JPEG) is left out of it.
+    """
+    encoding = encoding or Encoding()
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return encoding.encode(image, text if place.in_image and encoding.fits(text) else None)
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read the record of an image that `uhr sample` wrote.
 
-    It is in the PNG, or in the JSON next to it if an editor dropped it from the PNG. `path` may be the JSON
+    It is in the image, or in the JSON next to it if an editor dropped it from there. `path` may be the JSON
     itself. Raises UserError for any other file.
     """
     if path.suffix.lower() == ".json":
@@ -217,30 +265,12 @@ def read_record(path: Path) -> dict[str, Any]:
         text = _read_chunk(path, CHUNK)
         record = (None if text is None else _parsed(text)) or _read_json(json_path(path))
     if record is None:
-        raise UserError(f"{path} has no record of how it was made", "name a PNG that `uhr sample` wrote")
+        raise UserError(f"{path} has no record of how it was made", "name an image that `uhr sample` wrote")
     return record
 
 
-def open_png(path: Path) -> Any:
-    """Open a PNG of any size with PIL, not decoded yet; callers that decode it check its size first.
-    `Image.open` rejects images above 179 megapixels, such as 16K."""
-    from PIL.PngImagePlugin import PngImageFile
-
-    try:
-        return PngImageFile(path)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG") from error
-
-
 def _read_chunk(path: Path, name: str) -> str | None:
-    with open_png(path) as image:
-        found = image.info.get(name)
-        if found is None and image.width * image.height <= SEARCHED:
-            try:
-                found = image.text.get(name)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG") from error
-    return found if isinstance(found, str) else None
+    return next(iter(texts_of(path, (name,)).values()), None)
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,9 +14,11 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import user_path
 from uhr.models.generate import record as records
-from uhr.models.generate.record import json_path, machine, open_png, versions
+from uhr.models.generate.encoding import SUFFIXES, Encoding, open_written
+from uhr.models.generate.record import json_path, machine, versions
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import WEIGHTED, CheckedCall, Setup
+from uhr.models.generate.target import Target
 from uhr.models.loading.opening import is_backbone
 from uhr.models.samplers import SAMPLERS, check_name
 
@@ -103,12 +105,23 @@ def may_fetch(model: str | None) -> bool:
 
 
 def original_image(file: Path) -> Path | None:
-    """Return the image of a record: the file itself, or for a JSON the PNG next to it, None if there is
+    """Return the image of a record: the file itself, or for a JSON the image next to it, None if there is
     none."""
     if file.suffix.lower() != ".json":
         return file
-    image = file.with_suffix(".png")
-    return image if image.exists() else None
+    return next((image for suffix in SUFFIXES if (image := file.with_suffix(suffix)).exists()), None)
+
+
+def target_of(out: Path, record: Mapping[str, Any], where: str) -> tuple[Target, Encoding]:
+    """Return where the repeated image is written, and how the recorded one was stored.
+
+    A file of the same format has the recorded quality.
+    """
+    stored = build(Encoding, record.get("file") or {}, where)
+    target = Target.of(str(out))
+    if target.encoding.format == stored.format:
+        target = replace(target, encoding=stored)
+    return target, stored
 
 
 def check_out(out: Path, image: Path, item: Item) -> None:
@@ -225,13 +238,14 @@ class Comparison:
         return f"not identical: {self.differ:,} of {total:,} pixels differ, by at most {self.most} of 255"
 
 
-def compare(first: Path, again: Any) -> Comparison:
-    """Compare an image file with a PIL image value by value, transparency included. A file of another size is
-    not decoded."""
+def compare(first: Path, again: Any, encoding: Encoding | None = None) -> Comparison:
+    """Compare an image file with a PIL image value by value, transparency included, after both have been
+    stored by `encoding`. A file of another size is not decoded."""
     import numpy as np
 
     width, height = again.size
-    with open_png(first) as file:
+    again = (encoding or Encoding()).stored(again)
+    with open_written(first) as file:
         if file.size != again.size:
             return Comparison(width, height, width * height, 255, file.size)
         try:

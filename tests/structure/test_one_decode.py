@@ -8,6 +8,8 @@ ROOT = Path(__file__).parents[2]
 DECODERS = {
     "PIL.Image.open",
     "PIL.PngImagePlugin.PngImageFile",
+    "PIL.JpegImagePlugin.JpegImageFile",
+    "PIL.WebPImagePlugin.WebPImageFile",
     "PIL.ImageFile.Parser",
     "cv2.imread",
     "cv2.imreadmulti",
@@ -22,7 +24,7 @@ DECODERS = {
 }
 
 EXCEPTIONS = {
-    "models/generate/record.py": "reads the text chunks of a PNG, for the record of a sampled image",
+    "models/generate/encoding.py": "reads the text chunks of a PNG, for the record of a sampled image",
     "train/run/monitoring/validation_grid.py": "puts images together that the run itself has written",
     "uhr/demo/run.py": "compares two images that the demo itself has just written",
     "uhr/demo/faults.py": "makes damaged files of the photographs that scikit-image installs",

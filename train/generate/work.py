@@ -156,9 +156,9 @@ class GenerateWork(Work):
         return generated
 
     def _write(self, item: Item, generated: GeneratedImage) -> None:
-        from uhr.models.generate.record import png_bytes
+        from uhr.models.generate.record import image_bytes
 
-        data = png_bytes(generated.image, generated.record)
+        data = image_bytes(generated.image, generated.record)
         self._store.write(image_name(item.name), data)
         png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         tree = {**generated.record, "png": png}

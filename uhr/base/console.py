@@ -144,6 +144,11 @@ def warn(line: str) -> None:
     print(f"warning: {shown(line)}", file=sys.stderr, flush=True)
 
 
+def note(line: str) -> None:
+    """Print on stderr what was decided for the user, and why."""
+    print(f"note: {shown(line)}", file=sys.stderr, flush=True)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a plain table: aligned columns, numbers to the right, no frame."""
     head = [shown(name) for name in head]

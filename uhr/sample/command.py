@@ -54,16 +54,14 @@ def again(
         Path | None,
         typer.Option(
             parser=local("--repeat"),
-            metavar="FILE.png",
-            help="Generate an image again from the record in its PNG; without a SAMPLER.",
+            metavar="FILE",
+            help="Generate an image again from the record in its file; without a SAMPLER.",
             rich_help_panel=REPEAT,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            parser=local("--out"), metavar="FILE.png", help="The new image.", rich_help_panel=REPEAT
-        ),
+        typer.Option(parser=local("--out"), metavar="FILE", help="The new image.", rich_help_panel=REPEAT),
     ] = None,
     model: Annotated[
         str | None,
@@ -132,6 +130,8 @@ def generate(
     negative: opt.Negative = None,
     seed: opt.Seed = 0,
     out: opt.Out = None,
+    quality: opt.Quality = None,
+    record: opt.Record = "both",
     previews: opt.Previews = None,
     as_json: opt.Json = False,
     model: opt.Model,
@@ -160,6 +160,8 @@ def generate(
     from uhr.models.generate.request import Adapter, Item, Request, parse_size
     from uhr.models.generate.target import Target
 
+    if prompt is None and prompts is None and image is not None:
+        prompt = _prompt_of(image)
     tree = {
         "sampler": str(ctx.info_name),
         "model": model,
@@ -192,17 +194,37 @@ def generate(
 
     pool = Pool.of(engine, workers, address)
     if image_set.is_set(prompts, image):
+        image_set.refuse_encoding(quality, record)
         made = image_set.make_set(request, item, prompts, out, refinement, previews, pool)
         image_set.report(made, as_json)
     else:
         image_set.refuse_workers(pool)
-        _one(request, item, Target.of(_checked_out(prompt, out)), refinement, previews, as_json)
+        _one(
+            request,
+            item,
+            Target.of(_checked_out(prompt, out), quality, record),
+            refinement,
+            previews,
+            as_json,
+        )
+
+
+def _prompt_of(image: Path) -> str | None:
+    """The prompt that an image's own file has, with a message; None if there is none."""
+    from uhr.models.generate.found_prompt import prompt_of
+
+    found = prompt_of(user_path(image)) if user_path(image).is_file() else None
+    if found is None:
+        return None
+    others = "; its graph has several prompts, this is that of the last sampler" if found.ambiguous else ""
+    console.note(f"prompt of {found.source} in {console.shown(image)}: {console.shown(found.text)}{others}")
+    return found.text
 
 
 def _checked_out(prompt: str | None, out: str | None) -> str:
     """The file of the one image. Raises UserError if it or the prompt is missing."""
     if prompt is None or out is None:
-        missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
+        missing = "--prompt TEXT" if prompt is None else "--out FILE"
         raise UserError(f"{missing} is missing", "give it, or --plan for an estimate")
     return out
 
@@ -229,8 +251,11 @@ def _one(
         setup.call(item)  # check the item before the server is called
         item = refine_one(item, refinement)
     generated = _generate_one(setup, item, out, previews)
-    value = {"out": out.text, **generated.record}
-    console.emit(value, as_json, lambda _: console.say(record.describe(out.text, generated.record)))
+    console.emit(
+        {"out": out.text, **out.recorded(generated.record)},
+        as_json,
+        lambda _: console.say(record.describe(out.text, generated.record)),
+    )
 
 
 def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
@@ -256,6 +281,7 @@ def _generate_one(setup: Setup, item: Item, out: Target, previews: Path | None =
     from uhr.models.generate import record
 
     call = setup.call(item)
+    out.check_call(call)
     if previews is not None:
         record.check_stages(record.stage_files(previews, out.stem, setup.preview_names(call)), item.image)
     session = _loaded(setup)
@@ -263,7 +289,7 @@ def _generate_one(setup: Setup, item: Item, out: Target, previews: Path | None =
         generated = session.generate(call, advance, stages=previews is not None)
     if previews is not None:
         record.write_stages(previews, out.stem, generated.stages)
-    out.write(generated.image, generated.record)
+    out.write(generated.image, out.recorded(generated.record))
     return generated
 
 
@@ -284,10 +310,12 @@ def _repeat(image: Path, out: Path, model: str | None, sampler: str | None, as_j
     then, original = record.read_record(image), repeat.original_image(image)
     request, item = repeat.recorded_request(then, str(image), model, sampler)
     repeat.check_out(out, image, item)
+    target, stored = repeat.target_of(out, then, str(image))
     repeat.check_files(request, item)
     request, lines = repeat.on_this_machine(request)
     setup = Setup.of(request, fetch=repeat.may_fetch(model))
     call = setup.call(item)
+    target.check_call(call)
     session = _loaded(setup)
     lines += repeat.differences(then, setup, call)
     for line in lines:
@@ -296,9 +324,9 @@ def _repeat(image: Path, out: Path, model: str | None, sampler: str | None, as_j
         generated = session.generate(call, advance)
     try:
         # before anything is written
-        found = None if original is None else repeat.compare(original, generated.image)
+        found = None if original is None else repeat.compare(original, generated.image, stored)
     finally:
-        record.write(out, generated.image, generated.record)
+        target.write(generated.image, target.recorded(generated.record))
     comparison = {"identical": None} if found is None else found.describe()
     verdict = "there is no original image to compare with" if found is None else str(found)
     value = {"out": str(out), "differences": lines, **comparison, "record": generated.record}

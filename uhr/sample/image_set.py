@@ -41,6 +41,15 @@ def refuse_workers(pool: Pool) -> None:
         )
 
 
+def refuse_encoding(quality: str | None, record: str) -> None:
+    """Raise UserError for options of one image's file: a set consists of PNGs with their records."""
+    if quality is not None or record != "both":
+        name = f"--quality {quality}" if quality is not None else f"--record {record}"
+        raise UserError(
+            f"{name} is an option for one image", "leave it out: a set has PNGs, with records beside them"
+        )
+
+
 def is_set(prompts: Path | None, image: Path | None) -> bool:
     """Whether a command makes a set: from a file of prompts, or a folder of images."""
     return prompts is not None or (image is not None and image.is_dir())
@@ -58,7 +67,7 @@ def make_set(
     """Generate a set. `item` has the values of the command line, for all items."""
     if out is None:
         raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
-    if out.lower().endswith(".png"):
+    if out.lower().endswith((".png", ".jpg", ".jpeg", ".webp")):
         raise UserError(f"--out {out} is a file, and this makes a set", "name a folder or a prefix")
     from uhr.train.generate.items import Defaults
     from uhr.train.generate.workers import device_of, runner_of, started_early

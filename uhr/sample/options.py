@@ -193,9 +193,26 @@ Quantize = Annotated[
 Out = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE.png|DIR|s3://...",
-        help="Where the image is written: a file or s3://bucket/image.png. Its record is in it, and in a "
-        "JSON next to it. For a set: a folder or s3://bucket/prefix; the same command resumes the set.",
+        metavar="FILE|DIR|s3://...",
+        help="Where the image is written: a file (.png, .jpg, .webp) or s3://bucket/image.png. For a set: a "
+        "folder or s3://bucket/prefix; the same command resumes the set.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Quality = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1-100|lossless",
+        help="Of a .jpg (always 4:4:4) or .webp; default 95. lossless: a WebP with the exact pixels.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Record = Annotated[
+    str,
+    typer.Option(
+        metavar="both|image|json|none",
+        help="Where the record of the image is: image (or png), in its file (PNG: a text chunk; JPEG and "
+        "WebP: EXIF); json, next to it; both; none.",
         rich_help_panel=OUTPUT,
     ),
 ]

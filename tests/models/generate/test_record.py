@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models.generate import record, repeat
+from uhr.models.generate import encoding, record, repeat
 
 RECORD = {
     "uhr": "0",
@@ -73,9 +73,9 @@ def test_a_json_of_somebody_elses_is_not_written_over(tmp_path, content):
     record.check_out(tmp_path / "hill.png")
 
 
-def test_out_is_a_pngs_name(tmp_path):
+def test_out_is_the_name_of_an_image(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name in ("a.jpg", "a", ".png", "folder.png"):
+    for name in ("a.gif", "a", ".png", "folder.png"):
         with pytest.raises(UserError, match="--out"):
             record.check_out(Path(tmp_path / name))
 
@@ -101,7 +101,7 @@ def test_a_record_behind_the_pixels_is_found_in_an_image_that_is_no_bomb(tmp_pat
     data = file.read_bytes()
     file.write_bytes(data[:-12] + TEXT + data[-12:])
     assert record.read_record(file) == RECORD
-    monkeypatch.setattr(record, "SEARCHED", 63)
+    monkeypatch.setattr(encoding, "SEARCHED", 63)
     with pytest.raises(UserError, match="has no record of how it was made"):
         record.read_record(file)
 
@@ -121,7 +121,7 @@ def test_a_large_image_is_not_decoded_to_be_read_or_compared(tmp_path):
         record.read_record(bomb(tmp_path / "silent.png", text=b""))
     found = repeat.compare(file, image())
     assert str(found) == "not comparable: the first has 20000x20000 px"
-    with record.open_png(file) as opened:
+    with encoding.open_written(file) as opened:
         assert opened.size == (20_000, 20_000)
         assert guard == Image.MAX_IMAGE_PIXELS, "Pillow's own guard is left as it was"
     with pytest.raises(UserError, match="is damaged and cannot be compared"):

@@ -207,7 +207,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(run, tiny_flux, tmp_path
         (("--guidance", "inf"), "'guidance' should be a finite number (got inf)"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--device", "abacus"), "'abacus' is not a device"),
-        (("--out", "x.jpg"), "name a file that ends in .png"),
+        (("--out", "x.gif"), "name a file that ends in .png"),
         (("--set", "shfit=static"), "unknown key 'shfit': did you mean shift"),
         (("--set", "shift=sideways"), "'shift'"),
         (("--negative", "ugly"), "set true_cfg_scale"),

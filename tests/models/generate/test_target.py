@@ -54,7 +54,7 @@ def test_one_image_goes_to_a_bucket(tiny_flux, s3, tmp_path, monkeypatch, capsys
 def test_a_bucket_that_cannot_take_it_is_rejected_before_loading(tiny_flux, s3, capsys):
     assert "there is no such bucket" in refused(capsys, euler(tiny_flux, "s3://no-such-bucket-here/x.png"))
     assert "names no file in a bucket" in refused(capsys, euler(tiny_flux, "s3://x.png"))
-    assert "is not a PNG" in refused(capsys, euler(tiny_flux, f"s3://{s3.bucket}/x.jpg"))
+    assert "is not a PNG, JPEG or WebP" in refused(capsys, euler(tiny_flux, f"s3://{s3.bucket}/x.gif"))
     boto3.client("s3").put_object(Bucket=s3.bucket, Key="x.json", Body=b'{"mine": 1}')
     assert "x.json was not written by uhr" in refused(capsys, euler(tiny_flux, f"s3://{s3.bucket}/x.png"))
 
