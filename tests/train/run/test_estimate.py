@@ -209,16 +209,17 @@ def test_a_spec_is_counted_once_for_each_part_and_version(monkeypatch, tmp_path)
     first = plan_of("lora", on="h100")
     assert plan_of("lora", "phases.main.steps=7", on="h100")["memory"] == first["memory"]
     assert plan_of("lora", on="h100") == first
-    assert made == ["flux1-dev"]
+    # plain, and with both kinds of quantised weights, for the other settings
+    assert made == ["flux1-dev"] * 3
     plan_of("lora", "trainable.rank=8")
-    assert len(made) == 2
+    assert len(made) == 4
     for file in (tmp_path / "uhr/counts").iterdir():
         file.write_text("{}")
     assert plan_of("lora", on="h100") == first
-    assert len(made) == 3
+    assert len(made) == 7
     monkeypatch.setattr(counts, "_code", lambda: "changed")
     assert plan_of("lora", on="h100") == first
-    assert len(made) == 4
+    assert len(made) == 10
 
 
 def test_a_part_of_the_users_is_counted_every_time(monkeypatch, tmp_path):

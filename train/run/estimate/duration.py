@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from uhr.models.estimate.devices import Device
 from uhr.models.estimate.operations import BackboneCost, Operations
+from uhr.train.encode.stored.tensors import BYTES
 from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.estimate.memory import BaseSizes
 
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
@@ -76,10 +78,31 @@ def sample_operations(
     )
 
 
-def step_seconds(work: Operations, gpu: Device, samples: int, precision: str, state: int) -> float:
+def step_seconds(
+    recipe: Recipe,
+    objective: Objective,
+    work: Operations,
+    gpu: Device,
+    samples: int,
+    base: BaseSizes,
+    state: int,
+) -> float:
     """The seconds of a step in which a process computes `samples` samples of `work` operations each.
 
+    Quantised weights are read, and written in the run's precision, by every pass over the blocks; streamed
+    ones are copied once for each forward pass, and once for its backward pass, while others compute.
+
     state: bytes of values, gradients and optimiser state, each of which is read and written once. Messages
-    between processes and the copies of streamed blocks are taken to overlap with the computation.
+    between processes are taken to overlap with the computation.
     """
-    return gpu.seconds(work.times(samples), precision) + 2 * gpu.reading(state)
+    runtime = recipe.runtime
+    micro = -(-samples // min(recipe.batch.micro, samples))
+    teacher, again = int(objective.uses_teacher), int(runtime.gradient_checkpointing)
+    seconds = gpu.seconds(work.times(samples), runtime.precision)
+    if runtime.quantize is not None:
+        passes = micro * (objective.passes * (2 + again) + teacher)
+        seconds += passes * gpu.reading(base.weights + BYTES[runtime.precision] * base.parameters)
+    if runtime.offload is not None:
+        copies = micro * (2 * objective.passes + teacher)
+        seconds = max(seconds, gpu.moving(copies * base.streamed))
+    return seconds + 2 * gpu.reading(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from uhr.models.zoo import Model, ModelName, ModelSpec, get
 from uhr.train.data.mixture import mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.sets import NamedData, check_windows, open_sets
+from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.stored.tensors import size_of
 from uhr.train.recipes.core.base import Recipe, RecipeBase
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run.checkpoints.average import describe_average
 from uhr.train.run.estimate.counts import Counts, counts_of_spec
 from uhr.train.run.estimate.duration import TokenCounts, sample_operations, step_seconds, token_counts
+from uhr.train.run.estimate.fitting import Setting, advice, settings
 from uhr.train.run.estimate.memory import Processes, fit, memory
 
 
@@ -33,11 +35,15 @@ def estimate(
     data: Sequence[NamedPath | Path],
     on: str | None = None,
     processes: Processes | None = None,
+    keep: Collection[str] = (),
+    sizes: Sequence[Bucket] = (),
 ) -> dict[str, Any]:
     """Estimate steps, batches, tokens, parameters, memory, storage and time of a run, as plain values.
 
     model: a checkpoint, or the name of a published spec. on: the name of a GPU, to say whether the run fits
-    and how long it takes. processes: those that share the run; None is one. Sizes are in bytes.
+    and how long it takes. processes: those that share the run; None is one. keep: paths of the recipe that
+    other settings leave as they are. sizes: without data, those of the images; otherwise squares of the
+    recipe's resolution are planned. Sizes are in bytes.
     """
     gpu, processes = None if on is None else device(on), processes or Processes()
     spec, opened = _model(ModelName.of(model))
@@ -46,7 +52,7 @@ def estimate(
     if isinstance(recipe, Recipe) and recipe.windows is not None:
         check_windows(recipe, spec, encoded)
         recipe = recipe.model_copy(update={"windows": recipe.windows.for_model(spec)})
-    phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
+    phases = [_phase(recipe, index, spec, encoded, sizes) for index in range(len(recipe.phases))]
     common = {
         "recipe": recipe.name,
         "model": spec.name,
@@ -69,7 +75,7 @@ def estimate(
         found = vae_plan(recipe, spec, _empty_vae(spec, opened), phases, gpu, processes)
     else:
         assert isinstance(recipe, Recipe)
-        found = _backbone_plan(recipe, spec, opened, phases, gpu, processes)
+        found = _backbone_plan(recipe, spec, opened, phases, gpu, processes, keep)
     if encoded:
         parts = (part for each in encoded for part in each.data.info.parts)
         found["storage"]["encoded_data"] = sum(part.bytes for part in parts)
@@ -98,15 +104,14 @@ def _backbone_plan(
     phases: Sequence[dict[str, Any]],
     gpu: Device | None,
     processes: Processes,
+    keep: Collection[str],
 ) -> dict[str, Any]:
     """Parameters, memory, time and storage of the training of a backbone."""
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
-    if opened is None:
-        counts = counts_of_spec(recipe, spec)
-    else:
-        counts = Counts.of(recipe, spec, empty_transformer(opened))
+    counts = _counts(recipe, spec, opened)
     sizes = memory(recipe, counts.base, counts.part, longest, processes)
     timed = {} if gpu is None else _times(recipe, spec, gpu, counts, phases, processes)
+    others = [] if gpu is None else _settings(recipe, spec, opened, phases, gpu, processes, keep)
     return {
         "parameters": {
             "base": counts.base.parameters,
@@ -116,8 +121,39 @@ def _backbone_plan(
         },
         "memory": sizes,
         **({} if gpu is None else {"gpu": fit(sizes, gpu), "time": timed}),
+        **({} if gpu is None else {"settings": [dataclasses.asdict(each) for each in others]}),
         "storage": _storage(recipe, spec, counts),
     }
+
+
+def _counts(recipe: Recipe, spec: ModelSpec, opened: Model | None) -> Counts:
+    if opened is None:
+        return counts_of_spec(recipe, spec)
+    return Counts.of(recipe, spec, empty_transformer(opened))
+
+
+def _settings(
+    recipe: Recipe,
+    spec: ModelSpec,
+    opened: Model | None,
+    phases: Sequence[Mapping[str, Any]],
+    gpu: Device,
+    processes: Processes,
+    keep: Collection[str],
+) -> list[Setting]:
+    """The settings with which the run may be done, by `fitting.settings`."""
+    longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
+    counted: dict[str | None, Counts] = {}
+
+    def measure(changed: Recipe) -> tuple[dict[str, int], float]:
+        kind = changed.runtime.quantize
+        if kind not in counted:
+            counted[kind] = _counts(changed, spec, opened)
+        counts = counted[kind]
+        sizes = memory(changed, counts.base, counts.part, longest, processes)
+        return sizes, _times(changed, spec, gpu, counts, phases, processes)["run"]
+
+    return settings(recipe, measure, gpu, keep)
 
 
 def _model(model: ModelName) -> tuple[ModelSpec, Model | None]:
@@ -134,9 +170,15 @@ def _model(model: ModelName) -> tuple[ModelSpec, Model | None]:
     return known, None
 
 
-def _phase(recipe: RecipeBase, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
+def _phase(
+    recipe: RecipeBase,
+    index: int,
+    spec: ModelSpec,
+    encoded: Sequence[NamedData],
+    sizes: Sequence[Bucket],
+) -> dict[str, Any]:
     phase = recipe.phases[index]
-    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _planned(recipe, index, spec)
+    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _planned(recipe, index, spec, sizes)
     alone = sets[0] if len(sets) == 1 else None
     return {
         "name": phase.name,
@@ -170,9 +212,9 @@ def _used(
 
 
 def _planned(
-    recipe: RecipeBase, index: int, spec: ModelSpec
+    recipe: RecipeBase, index: int, spec: ModelSpec, sizes: Sequence[Bucket]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The same without data: squares of each data set's resolution, of unknown number.
+    """The same without data: images of `sizes`, or squares of each data set's resolution, of unknown number.
 
     The share of a data set is known if the recipe weighs them, or has one.
     """
@@ -184,7 +226,8 @@ def _planned(
         sets.append(
             {"name": use.data, "share": share, "rows": None, "batches_per_epoch": None, "epochs": None}
         )
-        buckets.append(_bucket(recipe, spec, use.data, side, side))
+        for height, width in sizes or [(side, side)]:
+            buckets.append(_bucket(recipe, spec, use.data, height, width))
     return sets, buckets
 
 
@@ -222,7 +265,7 @@ def _times(
     state = round((8 + counts.part.state) * counts.part.trained)
     if recipe.trainable.divisible:
         state //= processes.parts(recipe)
-    samples, precision = processes.samples(recipe), recipe.runtime.precision
+    samples = processes.samples(recipe)
     found = {}
     for phase, plan in zip(recipe.phases, phases, strict=True):
         total = weight = 0.0
@@ -232,9 +275,11 @@ def _times(
             for bucket, count in zip(own, batches, strict=True):
                 width, height = map(int, bucket["size"].split("x"))
                 tokens = _sequence(recipe, spec, height, width)
-                work = sample_operations(recipe, counts.cost, tokens, phase.objective_of(use))
+                objective = phase.objective_of(use)
+                work = sample_operations(recipe, counts.cost, tokens, objective)
                 share = (each["share"] or 1.0) * count / sum(batches)
-                total += share * step_seconds(work, gpu, samples, precision, state)
+                seconds = step_seconds(recipe, objective, work, gpu, samples, counts.base, state)
+                total += share * seconds
                 weight += share
         found[phase.name] = total / weight
     run = sum(phase.steps * found[phase.name] for phase in recipe.phases)
@@ -338,6 +383,8 @@ def print_estimate(plan: dict[str, Any]) -> None:
         timed = plan["time"]
         steps = ", ".join(f"{duration(seconds)} a step of {name}" for name, seconds in timed["steps"].items())
         say(f"time by its data sheet: {steps}; {duration(timed['run'])} in all")
+        for line in advice(plan):
+            say(line)
     say("\nstorage:")
     table(
         ["what", "size"],
