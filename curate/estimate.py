@@ -13,7 +13,8 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig
-from uhr.curate.planning.plan import CurationPlan, Pass
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import Pass
 from uhr.curate.run.commit import FETCHED, UNITS, with_stores
 from uhr.curate.run.earlier.harvest import take
 from uhr.curate.run.execution import Finished, passes_run

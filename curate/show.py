@@ -9,7 +9,8 @@ from typing import Any
 from uhr.base.console import command, say, shown, table, warn
 from uhr.base.formatting import first_words, human_bytes
 from uhr.curate.planning.catalogue import weights_of
-from uhr.curate.planning.plan import CurationPlan, Pass, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import Pass, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.run.failures import Failures
 from uhr.curate.run.job import CurationResult

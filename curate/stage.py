@@ -156,6 +156,9 @@ class FrameStage(BaseStage):
     hides: ClassVar[str | None] = None
     """A column of `adds`: of an image in which it has a value neither preview nor bytes are stored."""
 
+    inherited: ClassVar[bool] = False
+    """Whether the patches of an image have its values too: they are about the file, such as its licence."""
+
     def open(self) -> None:
         """Called once in each worker before the first frame: load weights, compile kernels."""
 

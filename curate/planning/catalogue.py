@@ -7,7 +7,8 @@ from typing import Any
 
 from uhr.curate.config import load
 from uhr.curate.planning.placement import kind_of
-from uhr.curate.planning.plan import CurationPlan, Pass, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import Pass, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.stage import BatchStage
 from uhr.curate.stages import NAMES, example, stage_class

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.curate.planning.plan import PlannedStage
+from uhr.curate.planning.planned import PlannedStage
 from uhr.manifests.sources.base import Source
 from uhr.models.llm.chat import KEY
 from uhr.pixels.types import PixelFault

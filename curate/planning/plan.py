@@ -8,9 +8,9 @@ with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,9 +20,10 @@ from uhr.curate.config import PipelineConfig, RuleEntry, Rules
 from uhr.curate.planning.channels import IdleRule, closed_channels
 from uhr.curate.planning.passes import cut
 from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates
+from uhr.curate.planning.planned import ModelSegment, Pass, PlannedStage, inherited_columns, own_columns
 from uhr.curate.rules import Rule
-from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage
-from uhr.curate.stages import stage_adding
+from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage
+from uhr.curate.stages import is_inherited, stage_adding
 from uhr.manifests.info import StageInfo
 from uhr.manifests.schema import (
     CHANNELS,
@@ -47,88 +48,6 @@ MODEL_UNIT, NATIVE_UNIT = 32, 8
 """Images per unit where models score them; the second if a model looks at whole images, which are in memory
 for all images of a unit. It does not depend on the size of the set, since batches are cut inside units.
 """
-
-S = TypeVar("S", bound=BaseStage)
-
-
-@dataclass(frozen=True)
-class PlannedStage(Generic[S]):
-    """A stage, the rules evaluated right after it, and the channel whose rows it sees (None: all)."""
-
-    label: str
-    stage: S
-    rules: tuple[Rule, ...] = ()
-    channel: str | None = None
-
-    def sees(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row is one of the stage's channel."""
-        channels = row.get("channels")
-        return self.channel is None or channels is None or self.channel in channels
-
-
-@dataclass(frozen=True)
-class ModelSegment:
-    """Consecutive model stages that share their workers."""
-
-    stages: tuple[PlannedStage[BatchStage], ...]
-
-    @property
-    def resources(self) -> Resources:
-        """The resources of its workers; the longest of the stages' times."""
-        found = [planned.stage.resources for planned in self.stages]
-        return found[0].model_copy(update={"seconds": max(each.seconds for each in found)})
-
-    @property
-    def views(self) -> dict[str, Any]:
-        """The views that its stages look at, by a text that is equal for equal views."""
-        return {repr(view): view for planned in self.stages for view in planned.stage.views.values()}
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One table of items and what is done to it, in this order: `first` (rules over columns that the rows
-    have already), `header`, `pixel`, `segments`, `sets`.
-
-    The items of the first pass are the files of the source, those of a later one the rows that are still
-    kept. With `expand` the rows are the patches that it cuts from the items.
-    """
-
-    first: tuple[Rule, ...] = ()
-    header: tuple[PlannedStage[FrameStage], ...] = ()
-    pixel: tuple[PlannedStage[FrameStage], ...] = ()
-    segments: tuple[ModelSegment, ...] = ()
-    sets: tuple[PlannedStage[SetStage], ...] = ()
-    expand: PlannedStage[ExpandStage] | None = None
-    of_patches: bool = False
-
-    @property
-    def frames(self) -> tuple[PlannedStage[FrameStage], ...]:
-        return (*self.header, *self.pixel)
-
-    @property
-    def batches(self) -> tuple[PlannedStage[BatchStage], ...]:
-        return tuple(planned for segment in self.segments for planned in segment.stages)
-
-    @property
-    def stages(self) -> tuple[PlannedStage[Any], ...]:
-        first = () if self.expand is None else (self.expand,)
-        return (*first, *self.frames, *self.batches, *self.sets)
-
-    @property
-    def rules(self) -> Iterator[Rule]:
-        """The rules that are evaluated, in this order."""
-        yield from self.first
-        for planned in self.stages:
-            yield from planned.rules
-
-    @property
-    def views(self) -> dict[str, Any]:
-        """The views of all segments, by a text that is equal for equal views."""
-        return {key: view for segment in self.segments for key, view in segment.views.items()}
-
-    def columns(self, stages: Sequence[PlannedStage[Any]]) -> list[Column]:
-        """Return the columns of some of its stages, with `stage` set."""
-        return [column for planned in stages for column in own_columns(planned)]
 
 
 @dataclass(frozen=True)
@@ -190,8 +109,11 @@ class CurationPlan:
 
     @property
     def inherited(self) -> tuple[Column, ...]:
-        """The columns of the source that patches have from their image: those that no stage measured."""
-        return _unmeasured(self.given)
+        """The columns that patches have from their image: of the source those that no stage measured, and
+        those of stages that are about the file.
+        """
+        frames = [planned for each in self.passes if not each.of_patches for planned in each.frames]
+        return (*filter(is_inherited, self.given), *inherited_columns(frames))
 
     @property
     def verdict_columns(self) -> tuple[Column, ...]:
@@ -231,6 +153,9 @@ class CurationPlan:
             tree["channels"] = list(self.channels)
         if bound := [[planned.label, planned.channel] for planned in self.stages if planned.channel]:
             tree["bound"] = bound
+        measured = [column.name for column in self.inherited if column.stage]
+        if measured and any(each.expand for each in self.passes):
+            tree["inherited"] = measured
         return fingerprint(
             {
                 "versions": [SCHEMA_VERSION, ENGINE_VERSION],
@@ -296,16 +221,6 @@ class CurationPlan:
         return tuple(s.hides for s in stages if isinstance(s, FrameStage) and s.hides is not None)
 
 
-def own_columns(planned: PlannedStage[Any]) -> list[Column]:
-    """Return a stage's columns with `stage` set."""
-    columns = [*planned.stage.adds, *((CHILD_COUNT,) if isinstance(planned.stage, ExpandStage) else ())]
-    return [replace(column, stage=column.stage or planned.label) for column in columns]
-
-
-def _unmeasured(columns: Sequence[Column]) -> tuple[Column, ...]:
-    return tuple(column for column in columns if not column.stage)
-
-
 def _same(one: Column, two: Column) -> bool:
     """Whether two columns have one meaning, whatever the names of the stages that add them."""
     return replace(one, stage="") == replace(two, stage="")
@@ -343,8 +258,9 @@ class _Planner:
         channels = [(name, rules) for name, rules in config.channels.items() if name not in closed]
         passes = self._rows(cuts, skipped, source, [(None, config.rules), *channels], expand)
         if expand is not None:
-            of_images = (*self.given, *self._columns(cuts))
-            passes += self._patches(expand, {column.name: column for column in of_images})
+            of_images = {column.name: column for column in (*self.given, *self._columns(cuts))}
+            frames = [planned for each in passes for planned in each.frames]
+            passes += self._patches(expand, of_images, inherited_columns(frames))
         if strict and self.skipped:
             raise UserError(
                 f"--strict: {self.skipped[0].label} would be skipped ({self.skipped[0].why})",
@@ -358,8 +274,12 @@ class _Planner:
             config, tuple(passes), tuple(self.skipped), tuple(self.idle), self.given, closed, self.entries
         )
 
-    def _patches(self, expand: Candidate, outer: dict[str, Column]) -> list[Pass]:
-        """Return the passes of the patches; the first one cuts them."""
+    def _patches(
+        self, expand: Candidate, outer: dict[str, Column], inherited: Sequence[Column]
+    ) -> list[Pass]:
+        """Return the passes of the patches; the first one cuts them. `inherited` are the columns of stages on
+        images that patches have too.
+        """
         entry = expand.entry
         before = {*outer, *(column.name for column in SOURCE)}
         lacking = [need for need in expand.stage.needs if need not in before]
@@ -374,7 +294,9 @@ class _Planner:
             if column.name in outer and not _same(outer[column.name], column):
                 what = f"{where} adds column '{column.name}', which images have with another meaning"
                 raise UserError(what, "rename it")
-        source = (*SOURCE, *_unmeasured(self.given), *expand.stage.adds)
+        own = {column.name for each in found for column in each.stage.adds}
+        taken = [column for column in inherited if column.name not in own]
+        source = (*SOURCE, *filter(is_inherited, self.given), *taken, *expand.stage.adds)
         cuts, skipped = cut(found, skipped, {column.name for column in source})
         rules_of_images = self.after_expand
         passes = self._rows(cuts or [[]], skipped, source, [(None, entry.rules)], None)

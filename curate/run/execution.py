@@ -15,7 +15,8 @@ from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import Unfinished
 from uhr.curate.faults import TRANSIENT
-from uhr.curate.planning.plan import CurationPlan, ModelSegment, Pass
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import ModelSegment, Pass
 from uhr.curate.rules import RuleCounts
 from uhr.curate.run.earlier.again import Again
 from uhr.curate.run.earlier.files import keys_of

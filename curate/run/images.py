@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.paths import unescaped
-from uhr.curate.planning.plan import Pass, PlannedStage
+from uhr.curate.planning.planned import Pass, PlannedStage
 from uhr.curate.run.earlier.rows import EarlierRows, Outdated
 from uhr.curate.run.lanes import Lanes
 from uhr.curate.run.rows import UNDONE, UnitRows

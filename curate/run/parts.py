@@ -26,7 +26,8 @@ def frame_schema(plan: CurationPlan, number: int) -> pa.Schema:
     own = this.columns([*((this.expand,) if this.expand is not None else ()), *this.frames])
     if number == 0 or this.expand is not None:
         measured = {column.name for column in own}
-        given = [column for column in plan.given if column.name not in measured]
+        before = {c.name: c for c in (*plan.given, *(plan.inherited if number else ()))}
+        given = [column for name, column in before.items() if name not in measured]
         return schema_of([*given, *own, *plan.verdict_columns])
     return _narrow(plan, [column.field() for column in own])
 
@@ -52,11 +53,12 @@ def item_columns(plan: CurationPlan, number: int) -> list[str]:
     rules read."""
     this = plan.passes[number]
     own = {column.name for column in this.columns(this.stages)}
+    needs = {need for planned in this.stages for need in planned.stage.needs}
     if this.expand is not None:
         # of its items, which are images, the columns that its patches get too
         own -= {column.name for each in plan.passes[:number] for column in each.columns(each.stages)}
         own -= {column.name for column in plan.given}
-    needs = {need for planned in this.stages for need in planned.stage.needs}
+        needs.update(column.name for column in plan.inherited)
     needs.update(*(rule.condition.columns for rule in this.rules))
     always = {column.name for column in BASE} - {column.name for column in VERDICT}
     always |= {"width", "height", *(column.name for column in (*plan.verdict_columns, *plan.given))}

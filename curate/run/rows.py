@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.curate.faults import CHANGED
-from uhr.curate.planning.plan import PlannedStage
+from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge, Rule, RuleCounts, Verdict
 from uhr.curate.run.conversion import Converter, converter_for
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, SOURCES, sample_id
@@ -167,7 +167,7 @@ class UnitRows:
 
     def _note(self, index: int, planned: PlannedStage[Any], values: Mapping[str, Any]) -> None:
         if values.get(getattr(planned.stage, "hides", None)) is not None:
-            self._hide(index)
+            self.hide(index)
         self._ran.setdefault(index, []).append(planned.label)
 
     @contextlib.contextmanager
@@ -192,7 +192,7 @@ class UnitRows:
         if index not in self._hidden:
             self._previews[index] = (jpeg, width, height)
 
-    def _hide(self, index: int) -> None:
+    def hide(self, index: int) -> None:
         """Drop the preview of a row, and take none later."""
         self._hidden.add(index)
         self._previews.pop(index, None)

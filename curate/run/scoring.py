@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from uhr.curate.faults import OF_STAGE
 from uhr.curate.planning import machine
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge
 from uhr.curate.run.earlier.known import Earlier
 from uhr.curate.run.earlier.rows import EarlierRows, StageKeys

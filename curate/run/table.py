@@ -14,7 +14,8 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.paths import plain_folder
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge, RuleCounts, Ruling
 from uhr.curate.stage import SetStage, Workspace
 from uhr.manifests.schema import CHILD_COUNT, KEPT, VERDICT, Column

@@ -14,7 +14,8 @@ from typing import Any
 from uhr.base import parquet
 from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
 from uhr.curate.planning import machine
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.run.earlier.known import Answer, Earlier
 from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
@@ -233,8 +234,11 @@ class _UnitRun:
             children = self._children(index, frame, expand)
             inherited = (*_INHERITED, *(column.name for column in self._plan.inherited))
             added = [self.rows.add(_child_row(row, child, inherited)) for child in children]
+            hidden = any(row.get(name) is not None for name in self._plan.hiding)
             for at, child in zip(added, children, strict=True):
                 self.rows.put(at, expand, child.values)
+                if hidden:
+                    self.rows.hide(at)
             frame.check_unchanged()
         except Outdated:
             raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from uhr.base.errors import UserError, load_object, unknown
 from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, SetStage
+from uhr.manifests.schema import Column
 
 _HERE = "uhr.curate.stages"
 
@@ -49,6 +50,15 @@ def example(name: str) -> BaseStage:
     cls = stage_class(name)
     required = [key for key, field in cls.Params.model_fields.items() if field.is_required()]
     return cls(cls.Params.model_validate({key: key.upper() for key in required}))
+
+
+def is_inherited(column: Column) -> bool:
+    """Whether the patches of an image have its value of a column that another run wrote: those that no stage
+    measured, and those of stages that are `inherited`.
+    """
+    if not column.stage:
+        return True
+    return column.stage in NAMES and getattr(stage_class(column.stage), "inherited", False)
 
 
 def stage_adding(column: str) -> str | None:

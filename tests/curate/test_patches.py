@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from io import BytesIO
 from typing import Any
 
@@ -232,6 +234,48 @@ def test_patches_of_a_manifest_have_values_of_their_own(measured, tmp_path):
         else:
             assert row["luma_mean"] not in (None, image["luma_mean"])
             assert (row["entropy"], row["megapixels"]) == (None, None), "they are of the whole image"
+
+
+def test_patches_have_the_rights_of_their_image_and_are_not_shown_where_it_is_not(measured, tmp_path):
+    rights = {"a": {"license": "CC0", "author": "Ada"}, "b": {"license": "CC BY 4.0"}}
+    for name, stated in rights.items():
+        (tmp_path / "images" / f"{name}.json").write_text(json.dumps(stated))
+    listed = tmp_path / "listed.txt"
+    listed.write_text(hashlib.sha256((tmp_path / "images" / "b.png").read_bytes()).hexdigest())
+    patches = (
+        "{stage: patches, size: 64, flat: 1, stages: [header, exposure], "
+        "rules: {free: license_spdx = 'CC0-1.0', unlisted: {where: blocklist_match IS NULL}}}"
+    )
+    stages = f"header, {{stage: blocklist, files: ['{listed}']}}, rights, licence, decode"
+    sources = f"sources: {{one: {{path: '{tmp_path / 'images'}', contract: C-7}}}}\n"
+    text = f"pixels: all\nstages: [{stages}, {patches}]\n{sources}"
+    rows = measured("out", text)
+    whole = {row["sample_id"]: row for row in rows if row["parent_id"] is None}
+    cut = [row for row in rows if row["parent_id"] is not None]
+    assert len(cut) == 4
+    own = ("license", "author", "contract", "source_name", "license_spdx", "license_problem", "c2pa")
+    for row in cut:
+        image = whole[row["parent_id"]]
+        assert [row[name] for name in own] == [image[name] for name in own]
+        assert row["blocklist_match"] == image["blocklist_match"]
+        assert row["c2pa"] is False
+        assert row["reason"] == (None if row["uri"] == "a.png" else "free")
+    manifest = Manifest.open(tmp_path / "out")
+    shown = manifest.previews({row["sample_id"] for row in rows})
+    assert {row["uri"] for row in rows if row["sample_id"] in shown} == {"a.png"}
+    assert sum(part.rows for part in manifest.info.attachments) == 1, "the listed image is not stored"
+
+    # patches of a manifest whose run measured the rights
+    measured("images-out", f"stages: [{stages}]\n{sources}")
+    later = measured(
+        "of-manifest", f"stages: [header, decode, {patches}]\n", f"manifest:{tmp_path / 'images-out'}"
+    )
+    of_later = {(row["uri"], str(row["box"])): row for row in later if row["parent_id"] is not None}
+    assert len(of_later) == 4
+    for row in cut:
+        again = of_later[row["uri"], str(row["box"])]
+        assert [again[name] for name in own] == [row[name] for name in own]
+        assert again["blocklist_match"] == row["blocklist_match"]
 
 
 def test_images_keep_a_column_that_a_later_pass_measures_of_patches(measured, tmp_path):

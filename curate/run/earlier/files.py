@@ -21,7 +21,8 @@ from pydantic import Field
 from uhr.base import parquet
 from uhr.base.config import Config, canonical_json, fingerprint
 from uhr.base.files import atomic
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.planning.planned import PlannedStage
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.places import file_at
 from uhr.runtime.mirror import Mirror

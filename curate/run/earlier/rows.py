@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uhr.curate.planning.plan import PlannedStage
+from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.run.earlier.files import StageKey
 from uhr.curate.run.earlier.known import Answer, Earlier, KnownRow
 from uhr.runtime.units import UnitFault

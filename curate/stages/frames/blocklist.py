@@ -31,6 +31,7 @@ class BlocklistStage(FrameStage):
     name = "blocklist"
     adds = (MATCH,)
     hides = MATCH.name
+    inherited = True
 
     class Params(FrameStage.Params):
         """files: the lists (`Blocklist.read`). radius: largest number of different bits of 64 of a perceptual

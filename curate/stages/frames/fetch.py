@@ -50,6 +50,7 @@ class FetchStage(FrameStage):
     hashed_name = "uhr.curate.stages.fetch:FetchStage"
     version = 2
     reads = "header"
+    inherited = True
 
     class Params(FrameStage.Params):
         """hash: whether to add `content_hash`, where no stage decodes."""

@@ -26,6 +26,7 @@ class LicenceStage(FrameStage):
     name = "licence"
     version = 2
     reads = "header"
+    inherited = True
     adds = (
         Column(
             "license_spdx",

@@ -29,6 +29,7 @@ class RightsStage(FrameStage):
     """
 
     name = "rights"
+    inherited = True
     adds = (
         _text(
             "embedded_creator", "who made the image: dc:creator of XMP, else the by-line of IPTC, else EXIF"
