@@ -261,14 +261,12 @@ class ExpandStage(BaseStage):
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a set stage may use besides its rows: a folder for large temporary files, emptied afterwards.
-
-    weights: the hashes of the models of the pipeline, by stage and name.
+    """What a set stage may use besides its rows: its name in the pipeline, and a folder for large temporary
+    files, emptied afterwards.
     """
 
     folder: Path
     label: str
-    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 class SetStage(BaseStage):
@@ -276,6 +274,13 @@ class SetStage(BaseStage):
 
     Define `query` where SQL can say it, else `compute`.
     """
+
+    def check_models(self, label: str, weights: Mapping[str, str]) -> None:
+        """Raise UserError if the columns that other models of the pipeline write cannot be used. Called when
+        the pipeline is planned.
+
+        label: the name of this stage in it. weights: the hashes of the models, by stage and name.
+        """
 
     def compute(
         self, live: duckdb.DuckDBPyRelation, workspace: Workspace

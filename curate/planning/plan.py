@@ -72,9 +72,15 @@ class CurationPlan:
 
         Raises UserError if a stage or parameter is unknown, if two stages add the same column or none adds a
         column that is needed, if a stage comes before one that it needs, if a rule is not a boolean over
-        columns, or if `strict` is set and a stage would be skipped.
+        columns, if `strict` is set and a stage would be skipped, or if a stage over the set cannot use what
+        the models of others write.
         """
-        return _Planner(config, given).plan(strict)
+        plan = _Planner(config, given).plan(strict)
+        sets = [planned for each in plan.passes for planned in each.sets]
+        weights = plan.weight_hashes() if sets else {}
+        for planned in sets:
+            planned.stage.check_models(planned.label, weights)
+        return plan
 
     @property
     def first(self) -> tuple[Rule, ...]:

@@ -155,7 +155,7 @@ class SampleTable:
                 # SQL over a view is optimised as a whole
                 connection.execute(f"CREATE OR REPLACE TABLE answer AS {planned.stage.query()}")
                 return
-            workspace = Workspace(self._spilled / "stage", planned.label, self._plan.weight_hashes())
+            workspace = Workspace(self._spilled / "stage", planned.label)
             workspace.folder.mkdir(parents=True, exist_ok=True)
             answer = planned.stage.compute(connection.table("live"), workspace)
             connection.register("computed", answer.to_arrow_table() if _is_relation(answer) else answer)

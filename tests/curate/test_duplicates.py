@@ -30,6 +30,13 @@ from uhr.manifests.schema import Column
 
 class Small(FrameStage):
     name = "small"
+
+    class Params(FrameStage.Params):
+        model: str | None = None
+
+    def weights(self):
+        return {} if self.params.model is None else {"clip": self.params.model}
+
     adds = (Column("clip_embedding", pa.list_(pa.field("element", pa.float32())), "8 x 8 px"),)
 
     def annotate(self, frame):
@@ -175,18 +182,32 @@ def test_embeddings_of_several_lengths_are_named(tmp_path):
         semantic(live.set_column(3, "clip_embedding", lists), tmp_path)
 
 
-def test_embeddings_of_another_model_are_refused(uhr, folders, tmp_path):
+def test_embeddings_of_another_model_are_refused_before_anything_runs(uhr, folders, tmp_path):
+    held, new = folders
+    stages = {}
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        small = {"stage": "small_stage:Small", "name": "embedding", "model": str(tmp_path / name)}
+        stages[name] = ["header", "decode", small]
+    curate(uhr, held, tmp_path / "eval", stages["one"])
+    overlap = {"stage": "overlap", "against": str(tmp_path / "eval"), "by": ["clip_embedding"]}
+    errors = curate(uhr, new, tmp_path / "out", [*stages["two"], overlap], code=1)
+    assert errors.splitlines()[-1] == (
+        f"uhr: stage 'overlap': {tmp_path / 'eval'} has embeddings of another model: make both by the same "
+        "weights, or leave clip_embedding out of by"
+    )
+    assert not (tmp_path / "out").exists()
+    curate(uhr, new, tmp_path / "out", [*stages["one"], overlap])
+    assert "same.png" in {
+        row["uri"] for row in Manifest.open(tmp_path / "out").table(where="overlap IS NOT NULL").to_pylist()
+    }
+
+
+def test_embeddings_of_another_length_are_refused(uhr, folders, tmp_path):
     held, _ = folders
     curate(uhr, held, tmp_path / "eval", MEASURES)
-    other = Manifest.open(tmp_path / "eval")
-    other.info.weights["embedding/clip"] = "1" * 64
     stage = OverlapStage(OverlapStage.Params(against=str(tmp_path / "eval"), by=["clip_embedding"]))
-    live = embedded(np.ones((3, 64))).select(["sample_id", "clip_embedding"])
-    theirs = other.table(["sample_id", "clip_embedding"])
-    for weights, mine in (({"e/clip": "2" * 64}, live), ({}, embedded(np.ones((3, 9))))):
+    with duckdb.connect() as connection:
+        connection.register("live", embedded(np.ones((3, 9))))
         with pytest.raises(UserError, match="embeddings of another model"):
-            stage._matches("clip_embedding", mine, theirs, Workspace(tmp_path, "overlap", weights), other)
-    assert (
-        stage._matches("clip_embedding", live, theirs, Workspace(tmp_path, "o", {"e/clip": "1" * 64}), other)
-        == []
-    )
+            stage.compute(connection.table("live"), Workspace(tmp_path, "overlap"))

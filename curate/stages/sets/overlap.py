@@ -66,6 +66,19 @@ class OverlapStage(SetStage):
                 raise UserError(what, f"set by to what it has ({known}), or curate it with that stage")
         return {"against": other.id}
 
+    def check_models(self, label: str, weights: Mapping[str, str]) -> None:
+        if "clip_embedding" not in self.params.by:
+            return
+        theirs = Manifest.open(self.params.against).info.weights
+        models = [{found for key, found in w.items() if key.endswith("/clip")} for w in (weights, theirs)]
+        # a manifest may have embeddings of its source, of whose model nothing is known
+        if all(models) and not models[0] & models[1]:
+            raise self._other_model(label)
+
+    def _other_model(self, label: str) -> UserError:
+        what = f"stage '{label}': {self.params.against} has embeddings of another model"
+        return UserError(what, "make both by the same weights, or leave clip_embedding out of by")
+
     def compute(self, live: duckdb.DuckDBPyRelation, workspace: Workspace) -> pa.Table:
         other = Manifest.open(self.params.against)
         found: dict[str, tuple[str, str]] = {}
@@ -73,7 +86,7 @@ class OverlapStage(SetStage):
             own = live.filter(f"{name} IS NOT NULL").select(f"sample_id, {name}").to_arrow_table()
             theirs = other.table(["sample_id", name], f"status = '{KEPT}' AND {name} IS NOT NULL")
             if own.num_rows and theirs.num_rows:
-                for sample, twin in self._matches(name, own, theirs, workspace, other):
+                for sample, twin in self._matches(name, own, theirs, workspace):
                     found.setdefault(sample, (twin, name))
         ids = [row[0] for row in live.select("sample_id").fetchall()]
         columns = {
@@ -84,7 +97,7 @@ class OverlapStage(SetStage):
         return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
 
     def _matches(
-        self, name: str, own: pa.Table, theirs: pa.Table, workspace: Workspace, other: Manifest
+        self, name: str, own: pa.Table, theirs: pa.Table, workspace: Workspace
     ) -> list[tuple[str, str]]:
         ids, twins = own["sample_id"].to_pylist(), theirs["sample_id"].to_pylist()
         if name == "content_hash":
@@ -93,9 +106,7 @@ class OverlapStage(SetStage):
                 first.setdefault(value, twin)
             values = own[name].to_pylist()
             return [(i, first[value]) for i, value in zip(ids, values, strict=True) if value in first]
-        places = (
-            self._by_hash(own, theirs) if name == "phash" else self._by_vector(own, theirs, workspace, other)
-        )
+        places = self._by_hash(own, theirs) if name == "phash" else self._by_vector(own, theirs, workspace)
         return [(ids[at], twins[place]) for at, place in enumerate(places) if place >= 0]
 
     def _by_hash(self, own: pa.Table, theirs: pa.Table) -> list[int]:
@@ -109,15 +120,10 @@ class OverlapStage(SetStage):
         )
         return nearest_within(mine, others, self.params.radius)[0].tolist()
 
-    def _by_vector(self, own: pa.Table, theirs: pa.Table, workspace: Workspace, other: Manifest) -> list[int]:
+    def _by_vector(self, own: pa.Table, theirs: pa.Table, workspace: Workspace) -> list[int]:
         mine, others = (vectors_of(each["clip_embedding"], workspace.label) for each in (own, theirs))
-        models = [
-            {h for key, h in w.items() if key.endswith("/clip")}
-            for w in (workspace.weights, other.info.weights)
-        ]
-        if mine.shape[1] != others.shape[1] or (all(models) and not models[0] & models[1]):
-            what = f"stage '{workspace.label}': {self.params.against} has embeddings of another model"
-            raise UserError(what, "make both by the same weights, or leave clip_embedding out of by")
+        if mine.shape[1] != others.shape[1]:
+            raise self._other_model(workspace.label)
         seconds = cosine.seconds_of(len(mine), len(others), mine.shape[1])
         if seconds > LONG:
             size = f"{len(mine):,} x {len(others):,} embeddings"
