@@ -210,8 +210,14 @@ def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
     return image, reference
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package, for an identity."""
+def versions(*packages: str) -> dict[str, str | None]:
+    """Return the installed version of each package, for an identity; None if it has another name here."""
     import importlib.metadata
 
-    return {package: importlib.metadata.version(package) for package in packages}
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

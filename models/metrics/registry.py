@@ -20,6 +20,9 @@ NAMES: Mapping[str, str] = {
     "patch-inception-score": f"{_HERE}.distribution:PatchInceptionScore",
     "random-frechet": f"{_HERE}.distribution:RandomFrechet",
     "random-kernel": f"{_HERE}.distribution:RandomKernel",
+    "psnr": f"{_HERE}.reconstruction:Psnr",
+    "ssim": f"{_HERE}.reconstruction:Ssim",
+    "lpips": f"{_HERE}.reconstruction:Lpips",
     "glcm": f"{_HERE}.texture:GlcmScore",
     "compression-ratio": f"{_HERE}.texture:CompressionRatio",
 }

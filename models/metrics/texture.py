@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import About, Need, Sample, ScoreColumn, check_samples, column_name, versions
+from uhr.models.metrics.base import About, Sample
+from uhr.models.metrics.per_image import PerImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ DISTANCES = (1, 2, 3, 4)
 _PAPER = "Diffusion-4K, arXiv 2503.18352, and its eval.py"
 
 
-class GlcmScore:
+class GlcmScore(PerImage):
     """The mean over patches of 64 px of the entropy of the gray-level co-occurrence matrices.
 
     "Entropy" is that of the official code: scikit-image's `shannon_entropy` of the array of matrices, which
@@ -33,28 +33,18 @@ class GlcmScore:
     """
 
     about = About("richness of texture in patches of 64 px", "Apache-2.0", _PAPER)
-    needs: frozenset[Need] = frozenset()
 
     class Options(Config):
         """No options: patch, levels, distances and angles are those of the paper's code."""
 
     def __init__(self) -> None:
-        self.name = "glcm/diffusion-4k"
-        self.columns = (ScoreColumn(column_name(self.name), "higher", self.about.measures, ">= 0"),)
+        super().__init__("glcm/diffusion-4k", ">= 0", packages=("opencv-python-headless",))
 
     @classmethod
     def load(cls, options: Any, device: str = "cpu") -> GlcmScore:
         return cls()
 
-    def identity(self) -> dict[str, Any]:
-        return {"metric": self.name, "versions": versions("opencv-python-headless")}
-
-    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Return the score of each image. Raises UserError for an image that is smaller than a patch."""
-        check_samples(self, samples)
-        return [{self.columns[0].name: self._score(sample)} for sample in samples]
-
-    def _score(self, sample: Sample) -> float:
+    def values(self, sample: Sample) -> tuple[float]:
         import cv2
         import numpy as np
 
@@ -67,7 +57,7 @@ class GlcmScore:
         gray = cv2.cvtColor(np.ascontiguousarray(sample.image), cv2.COLOR_RGB2GRAY) // 4
         rows, columns = height // PATCH, width // PATCH
         patches = gray[: rows * PATCH, : columns * PATCH].reshape(rows, PATCH, columns, PATCH).swapaxes(1, 2)
-        return float(np.mean([entropy(patch) for patch in patches.reshape(-1, PATCH, PATCH)]))
+        return (float(np.mean([entropy(patch) for patch in patches.reshape(-1, PATCH, PATCH)])),)
 
 
 def offsets() -> list[tuple[int, int]]:
@@ -110,7 +100,7 @@ def entropy(patch: np.ndarray) -> float:
     return float(-(p * np.log2(p)).sum())
 
 
-class CompressionRatio:
+class CompressionRatio(PerImage):
     """Bytes of the pixels by bytes of the image as a JPEG of quality 95: higher for images with less detail.
 
     The paper's value of a set is the bytes of all pixels by those of all files: the harmonic mean for
@@ -121,7 +111,8 @@ class CompressionRatio:
     about = About(
         "how well a JPEG of quality 95 compresses the image; lower with more detail", "Apache-2.0", _PAPER
     )
-    needs: frozenset[Need] = frozenset()
+    better = "lower"
+    mean = "harmonic"
 
     class Options(Config):
         """quality: of the JPEG; 95 in the paper."""
@@ -130,27 +121,17 @@ class CompressionRatio:
 
     def __init__(self, quality: int = 95) -> None:
         self._quality = quality
-        self.name = f"compression-ratio/jpeg-{quality}"
-        column = column_name(self.name)
-        self.columns = (ScoreColumn(column, "lower", self.about.measures, "> 0", mean="harmonic"),)
+        super().__init__(f"compression-ratio/jpeg-{quality}", "> 0", packages=("pillow",))
 
     @classmethod
     def load(cls, options: Options, device: str = "cpu") -> CompressionRatio:
         return cls(options.quality)
 
-    def identity(self) -> dict[str, Any]:
-        return {"metric": self.name, "versions": versions("pillow")}
-
-    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Return the ratio of each image."""
-        check_samples(self, samples)
-        return [{self.columns[0].name: self._score(sample)} for sample in samples]
-
-    def _score(self, sample: Sample) -> float:
+    def values(self, sample: Sample) -> tuple[float]:
         import io
 
         from PIL import Image
 
         file = io.BytesIO()
         Image.fromarray(sample.image).save(file, "JPEG", quality=self._quality)
-        return sample.image.size / file.tell()
+        return (sample.image.size / file.tell(),)

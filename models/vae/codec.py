@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.ops.latents import normalisation, to_images
+from uhr.models.ops.latents import normalisation, to_images, to_uint8
+from uhr.models.vae.f16 import vae_factor
 from uhr.models.vae.tiled import compute_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def encode_moments(vae: Any, rgb: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +43,24 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Decode model latents [B, C, H, W] to images, float32 [B, 3, 8H, 8W], nominally in [-1, 1]."""
     raw = normalisation(vae).to_raw(latents.float())
     return vae.decode(raw.to(_device(vae), compute_dtype(vae)), return_dict=False)[0].float()
+
+
+def reconstruct(vae: Any, rgb: np.ndarray) -> np.ndarray:
+    """Encode one image, uint8 [H, W, 3], to the mean of its latents and decode it: uint8 [H, W, 3].
+
+    Any size: the image is continued by its mirror to multiples of the VAE's factor, and the result is cut.
+    Apply `uhr.models.vae.tiled.ExactTiling` to the VAE first for images that do not fit into memory. Raises
+    UserError as `encode_moments`.
+    """
+    import numpy as np
+
+    height, width = rgb.shape[:2]
+    # FLUX.2 normalises patches of 2 x 2 latents
+    factor = vae_factor(vae) * 2
+    borders = ((0, -height % factor), (0, -width % factor), (0, 0))
+    mean, _ = encode_moments(vae, np.pad(rgb, borders, mode="symmetric")[None])
+    images = decode(vae, normalisation(vae).to_model(mean))
+    return to_uint8(images)[0, :height, :width].cpu().numpy()
 
 
 def _device(vae: Any) -> torch.device:

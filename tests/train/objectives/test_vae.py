@@ -9,8 +9,9 @@ import pywt
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.metrics.lpips import NETWORKS, LpipsNetwork
 from uhr.train.objectives.vae.base import Coded
-from uhr.train.objectives.vae.perceptual import NETWORKS, Perceptual, PerceptualDistance
+from uhr.train.objectives.vae.perceptual import Perceptual
 from uhr.train.objectives.vae.reconstruction import (
     ReconstructionLoss,
     peak_signal_to_noise,
@@ -54,7 +55,7 @@ def lpips(tmp_path_factory):
 
 def test_the_perceptual_term_is_lpips(lpips):
     theirs, config = lpips
-    ours = PerceptualDistance.load(config, CPU)
+    ours = LpipsNetwork.load(config, CPU)
     one, two = draw(0, 3, 3, 64, 80), draw(1, 3, 3, 64, 80)
     with torch.no_grad():
         expected = theirs(two, one, normalize=False).flatten()
@@ -77,7 +78,7 @@ def test_vgg16_compares_after_the_layers_that_lpips_names():
 
 def test_an_image_without_any_feature_has_a_gradient(lpips):
     _, config = lpips
-    distance = PerceptualDistance.load(config, CPU)
+    distance = LpipsNetwork.load(config, CPU)
     for layer in distance.layers:
         if isinstance(layer, torch.nn.Conv2d):
             # what ReLU leaves is zero everywhere

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from uhr.models.metrics.lpips import LpipsNetwork
 from uhr.train.objectives.vae.base import Coded, VaeErrors, VaeLoss, VaeObjective
-from uhr.train.objectives.vae.perceptual import Perceptual, PerceptualDistance
+from uhr.train.objectives.vae.perceptual import Perceptual
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ class ReconstructionLoss(VaeObjective):
         return [f"the {name} term of the loss is off: its weight was set to 0" for name in off]
 
     def open(self, device: torch.device) -> VaeLoss:
-        perceptual = PerceptualDistance.load(self.perceptual, device) if self.perceptual.weight else None
+        perceptual = LpipsNetwork.load(self.perceptual, device) if self.perceptual.weight else None
 
         def loss(images: torch.Tensor, coded: Coded) -> VaeErrors:
             import torch

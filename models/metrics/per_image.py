@@ -1,0 +1,79 @@
+"""Base class of the metrics of single images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from uhr.base.errors import UserError
+from uhr.models.metrics.base import (
+    About,
+    Better,
+    Need,
+    Sample,
+    ScoreColumn,
+    check_samples,
+    column_name,
+    versions,
+)
+
+
+class PerImage:
+    """A metric that scores one image after the other: an `ImageMetric` without its `values`.
+
+    name: the full name. range: of its values. parts: a suffix for each column, with what it adds to the
+    meaning; by default there is one column without a suffix. weights: SHA-256 of what was loaded, by name.
+    packages: what the values depend on besides.
+    """
+
+    about: ClassVar[About]
+    needs: frozenset[Need] = frozenset()
+    better: ClassVar[Better | None] = "higher"
+    mean: ClassVar[Literal["arithmetic", "harmonic"]] = "arithmetic"
+
+    def __init__(
+        self,
+        name: str,
+        range: str = "",
+        parts: Mapping[str, str] | None = None,
+        weights: Mapping[str, str | None] | None = None,
+        packages: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self._weights, self._packages = dict(weights or {}), tuple(packages)
+        self.columns = tuple(
+            ScoreColumn(
+                "_".join(filter(None, (column_name(name), suffix))),
+                self.better,
+                self.about.measures + meaning,
+                range,
+                self.mean,
+            )
+            for suffix, meaning in (parts or {"": ""}).items()
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, SHA-256 of weights, and versions of libraries."""
+        return {"metric": self.name, "weights": self._weights, "versions": versions(*self._packages)}
+
+    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Return the values of each sample by column.
+
+        They are computed one by one: a model's value depends on the batch in its last digits. Raises
+        UserError for a sample that lacks what the metric needs, or for which a value is not a number.
+        """
+        check_samples(self, samples)
+        found = []
+        for sample in samples:
+            values = [float(value) for value in self.values(sample)]
+            if any(map(math.isnan, values)):
+                what = f"{self.name} of image {sample.index} is not a number"
+                raise UserError(what, "check the image and the weights")
+            names = [column.name for column in self.columns]
+            found.append(dict(zip(names, values, strict=True)))
+        return found
+
+    def values(self, sample: Sample) -> Sequence[float]:
+        """Return the value of each column."""
+        raise NotImplementedError
