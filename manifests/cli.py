@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,16 @@ from uhr.base.paths import anywhere, in_store, local
 
 app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
+
+def _place(name: str, metavar: str, help: str, parser: Callable[[str], Any] = anywhere) -> Any:
+    """Return the option `name` for a place; `parser` makes its parser from its name."""
+    return typer.Option(name, parser=parser(name), metavar=metavar, help=help)
+
+
 Folder = Annotated[
     Any, typer.Argument(parser=anywhere("M"), metavar="M", help="Folder or s3:// address of the manifest.")
 ]
-Out = Annotated[
-    Any,
-    typer.Option("--out", parser=anywhere("--out"), metavar="DIR", help="Folder or s3:// address to write."),
-]
+Out = Annotated[Any, _place("--out", "DIR", "Folder or s3:// address to write.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition over the columns.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
@@ -277,10 +280,7 @@ def verify(
 @app.command()
 def audit(
     path: Folder,
-    out: Annotated[
-        Path,
-        typer.Option("--out", parser=local("--out"), metavar="FILE", help="File to write: .parquet or .csv."),
-    ],
+    out: Annotated[Any, _place("--out", "FILE", "File or s3:// address to write: .parquet or .csv.")],
     where: Where = None,
     as_json: Json = False,
 ) -> None:
@@ -348,13 +348,7 @@ def history(
     path: Folder,
     sample: Annotated[str, typer.Argument(metavar="SAMPLE", help="Sample id, its beginning, or a uri.")],
     below: Annotated[
-        Path | None,
-        typer.Option(
-            "--in",
-            parser=local("--in"),
-            metavar="DIR",
-            help="Also manifests in DIR that were made from these.",
-        ),
+        Path | None, _place("--in", "DIR", "Also manifests in DIR that were made from these.", local)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -389,26 +383,21 @@ def diff(
 @app.command()
 def report(
     path: Folder,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", parser=local("--out"), metavar="FILE", help="HTML file; default M/report.html."
-        ),
-    ] = None,
+    out: Annotated[Any, _place("--out", "FILE", "HTML file or s3:// address; default M/report.html.")] = None,
 ) -> None:
     """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each image."""
     from uhr.manifests.manifest import Manifest
+    from uhr.manifests.parts import REPORT
     from uhr.manifests.report import write_report
 
     if isinstance(path, Path) and (path / "units").is_dir() and not (path / "manifest.json").exists():
         with tempfile.TemporaryDirectory(prefix="uhr-report-") as folder:
             rows = load_object(UNFINISHED or "", "reader of unfinished runs")(path, Path(folder))
-            console.say(console.shown(write_report(rows, out or path / "report.html")))
+            console.say(console.shown(write_report(rows, out or path / REPORT)))
         return
     manifest = Manifest.open(path)
-    if out is None and in_store(manifest.name):
-        raise UserError(f"{manifest.name} is in an object store", "name a file of this machine with --out")
-    console.say(console.shown(write_report(manifest, out or manifest.path / "report.html")))
+    beside = f"{manifest.name}/{REPORT}" if in_store(manifest.name) else manifest.path / REPORT
+    console.say(console.shown(write_report(manifest, out or beside)))
 
 
 @app.command()
@@ -416,22 +405,11 @@ def browse(
     path: Folder,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is a free one.")] = 0,
     into: Annotated[
-        Path | None,
-        typer.Option(
-            "--into",
-            parser=local("--into"),
-            metavar="DIR",
-            help="Folder for new manifests; default beside M.",
-        ),
+        Path | None, _place("--into", "DIR", "Folder for new manifests; default beside M.", local)
     ] = None,
     reviews: Annotated[
         Path | None,
-        typer.Option(
-            "--reviews",
-            parser=local("--reviews"),
-            metavar="FILE",
-            help="Journal of reviews; default M-reviews.jsonl beside M.",
-        ),
+        _place("--reviews", "FILE", "Journal of reviews; default M-reviews.jsonl beside M.", local),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -469,9 +447,7 @@ def export(
             help="webdataset, hf, folder, pairs, kohya, simpletuner, or an import path.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder to write.")
-    ],
+    out: Out,
     captions: Annotated[
         str,
         typer.Option(metavar="COL,...", help="Columns of captions: the first that is not empty is taken."),

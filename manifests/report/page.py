@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -15,10 +15,12 @@ import yaml
 
 from uhr.base.console import Advance, progress, shown
 from uhr.base.errors import UserError, install, one_line
-from uhr.base.files import atomic, saving
 from uhr.base.formatting import first_words, number, share
+from uhr.base.paths import in_store
+from uhr.base.store import output_file
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import REPORT
 from uhr.manifests.report import gallery
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
 from uhr.manifests.report.coverage import coverage, faults
@@ -33,6 +35,7 @@ from uhr.manifests.stats import Stats, compute, numeric_of
 if TYPE_CHECKING:
     import jinja2
 
+Place = TypeVar("Place", bound=Path | str)
 HERE = Path(__file__).parent
 CAPTION = re.compile(r"(.*_)?captions?(_.*)?|prompt")
 """Names of columns of captions."""
@@ -47,18 +50,17 @@ MOST_HISTOGRAMS = 80
 """The largest number of histograms, each of up to 20 kB."""
 
 
-def write_report(manifest: Manifest, out: Path) -> Path:
-    """Write the report on `manifest` to the file `out`, atomically. The same manifest gives the same bytes.
+def write_report(manifest: Manifest, out: Place) -> Place:
+    """Write the report on `manifest` to the file `out`, a path or an address, atomically. The same manifest
+    gives the same bytes.
 
     The page is self-contained, with styles, images and charts, and readable without its script. Raises
     UserError if `out` is a folder or cannot be written.
     """
-    out = Path(out)
-    if out.is_dir():
+    if not in_store(out) and Path(out).is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
-    text = render(manifest)
-    with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with output_file(out, "free space there, or name another file with --out", REPORT) as temporary:
+        temporary.write_text(render(manifest), encoding="utf-8")
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import duckdb
@@ -15,7 +15,7 @@ from uhr.base import parquet
 from uhr.base.config import canonical_json
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, saving
+from uhr.base.store import output_file
 from uhr.manifests import places, sql
 from uhr.manifests.info import ManifestInfo, RuleInfo
 from uhr.manifests.lineage import lineage
@@ -47,11 +47,12 @@ class AuditResult:
 
 def audit(
     manifest: Manifest,
-    out: Path,
+    out: Path | str,
     where: str | None = None,
     advance: Advance = lambda n=1, note=None: None,
 ) -> AuditResult:
-    """Write a line for each row for which the condition `where` is true and each rule that applies to it.
+    """Write a line for each row for which the condition `where` is true and each rule that applies to it, to
+    the file `out`, a path or an address.
 
     A line has the row's identity and verdict; the rule, its condition (the threshold), what it came to and
     the values of its columns as JSON; the stages of these columns with versions, fingerprints and hashes of
@@ -65,7 +66,7 @@ def audit(
     Raises UserError if `out` is neither .parquet nor .csv, if the condition is invalid, or if a review lacks
     name, time or reason.
     """
-    kind = out.suffix.lower()
+    kind = PurePath(out).suffix.lower()
     if kind not in (".parquet", ".csv"):
         raise UserError(f"--out {out} is neither .parquet nor .csv", "name it with one of these endings")
     condition = None
@@ -75,7 +76,10 @@ def audit(
     _check_reviews(manifest)
     images = lines = 0
     query = _query(manifest)
-    with saving(out, "free space there, then repeat the command"), _table(out, kind) as write:
+    with (
+        output_file(out, "free space there, then repeat the command", f"audit{kind}") as temporary,
+        _table(temporary, kind) as write,
+    ):
         for rows in _batches(manifest):
             read = rows.num_rows
             with sql.connect(samples=rows) as connection:
@@ -213,8 +217,8 @@ def _decided(manifest: Manifest) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _table(out: Path, kind: str) -> Generator[Any]:
-    """Yield a function that appends a table to a new file, which gets its name at the end."""
-    with atomic(out) as temporary, contextlib.ExitStack() as opened:
+    """Yield a function that appends a table to the new file `out`."""
+    with contextlib.ExitStack() as opened:
         writer: Any = None
 
         def write(table: pa.Table) -> None:
@@ -222,9 +226,9 @@ def _table(out: Path, kind: str) -> Generator[Any]:
             if writer is None and kind == ".csv":
                 from pyarrow import csv
 
-                writer = opened.enter_context(csv.CSVWriter(str(temporary), table.schema))
+                writer = opened.enter_context(csv.CSVWriter(str(out), table.schema))
             elif writer is None:
-                writer = opened.enter_context(parquet.writer(temporary, table.schema, compression="zstd"))
+                writer = opened.enter_context(parquet.writer(out, table.schema, compression="zstd"))
             writer.write_table(table)
 
         yield write

@@ -9,7 +9,7 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.base.files import json_bytes
 from uhr.base.paths import is_url
-from uhr.base.store import FolderStore, Store, open_store
+from uhr.base.store import FolderStore, Store, file_in_store
 from uhr.models.generate import record as records
 from uhr.models.generate.encoding import Encoding
 from uhr.models.generate.record import RecordPlace
@@ -36,10 +36,8 @@ class Target:
             if Path(text).is_dir():
                 raise UserError(f"--out {text} is a folder", "name a file in it")
             return cls(text, folder, name, Encoding.of(text, quality), place)
-        folder_text, _, name = text.rpartition("/")
-        if not is_url(folder_text):
-            raise UserError(f"--out {text} names no file in a bucket", "write it as s3://bucket/image.png")
-        return cls(text, open_store(folder_text), name, Encoding.of(text, quality), place)
+        store, name = file_in_store(text, "image.png")
+        return cls(text, store, name, Encoding.of(text, quality), place)
 
     @property
     def stem(self) -> str:

@@ -156,6 +156,34 @@ def test_stored_pixels_are_read_from_the_bucket(s3: Any, make: Make, forge: Any,
     assert verify(again.path, pixels=True).faults == []
 
 
+def test_report_and_audit_are_whole_objects_or_none(
+    s3: Any, stored: str, manifest: Manifest, tmp_path: Path, uhr: Callable[..., tuple[int, str, str]]
+) -> None:
+    def body(key: str) -> bytes:
+        return boto3.client("s3").get_object(Bucket=s3.bucket, Key=key)["Body"].read()
+
+    there = f"s3://{s3.bucket}/about"
+    assert uhr("manifest", "report", manifest.path, "--out", f"{there}/a.html")[1] == f"{there}/a.html\n"
+    assert uhr("manifest", "report", manifest.path, "--out", tmp_path / "a.html")[0] == 0
+    assert body("about/a.html") == (tmp_path / "a.html").read_bytes()
+    assert uhr("manifest", "report", stored)[1] == f"{stored}/report.html\n"
+    assert b"<!doctype html>" in body("sets/all/report.html")
+    for kind in ("csv", "parquet"):
+        for out in (f"{there}/a.{kind}", tmp_path / f"a.{kind}"):
+            assert uhr("manifest", "audit", stored, "--where", "entropy < 4", "--out", out)[0] == 0
+        assert body(f"about/a.{kind}") == (tmp_path / f"a.{kind}").read_bytes()
+    s3.fault = lambda method, path: 403 if method == "PUT" and "/late." in path else None
+    for command, name in (("report", "late.html"), ("audit", "late.csv")):
+        code, _, error = uhr("manifest", command, stored, "--out", f"{there}/{name}")
+        assert (code, "Traceback" in error) == (1, False)
+        assert "access is denied" in error.splitlines()[-1]
+    s3.fault = lambda method, path: None
+    assert _keys(s3, "about") == [f"about/a.{kind}" for kind in ("csv", "html", "parquet")]
+    code, _, error = uhr("manifest", "report", manifest.path, "--out", "s3://report.html")
+    assert code == 1
+    assert "names no file in a bucket" in error.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("address", "says"),
     [

@@ -74,6 +74,7 @@ PRINTED_BY = {
         *("curate run", "manifest slice", "train encode", "train run", "train export", "demo"),
         *SAMPLE,
     ),
+    "uhr/base/store.py": ("manifest report", "manifest audit", *SAMPLE),
     "uhr/demo/run.py": ("demo",),
     "uhr/sample/image_set.py": SAMPLE,
 }

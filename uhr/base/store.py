@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install, one_line
-from uhr.base.files import TEMPORARY, atomic, disk_fault, user_cache, user_path
-from uhr.base.paths import is_url
+from uhr.base.files import TEMPORARY, atomic, disk_fault, saving, user_cache, user_path
+from uhr.base.paths import in_store, is_url
 
 ATTEMPTS = 6
 """Attempts of a request to an object store before it fails, with about 15 s of waiting in between."""
@@ -85,6 +85,36 @@ class Store(ABC):
 def open_store(text: str) -> Store:
     """The store at a path or URL; touches nothing yet. Raises UserError if the protocol is unknown."""
     return ObjectStore(text) if is_url(text) else FolderStore(text)
+
+
+def file_in_store(text: str, example: str) -> tuple[ObjectStore, str]:
+    """The store and the name of the file at an address. Raises UserError if it names only a bucket (the fix
+    names `s3://bucket/EXAMPLE`), or if the protocol is unknown.
+    """
+    prefix, _, name = text.rpartition("/")
+    if not is_url(prefix):
+        raise UserError(f"--out {text} names no file in a bucket", f"write it as s3://bucket/{example}")
+    return ObjectStore(prefix), name
+
+
+@contextlib.contextmanager
+def output_file(place: Path | str, fix: str, example: str) -> Generator[Path]:
+    """Yield a temporary name on this machine. What the block writes there is at `place`, a path or an
+    address, when the block has ended without an error, and nothing before.
+
+    Raises UserError if the place cannot be written: for an address before the block begins. `fix` is that of
+    a full disk, `example` the name of such a file.
+    """
+    if not in_store(place):
+        with saving(place, fix), atomic(Path(place)) as temporary:
+            yield temporary
+        return
+    store, name = file_in_store(place, example)
+    store.probe()
+    with tempfile.TemporaryDirectory(prefix="uhr-") as folder, saving(folder, fix):
+        file = Path(folder) / name
+        yield file
+        store.upload(file, name)
 
 
 class FolderStore(Store):
