@@ -184,11 +184,23 @@ def output(out: Path | str, *, option: str = "--out") -> Generator[Path]:
         return
     out = Path(out)
     with saving(out, FIX):
-        check_outside_manifests(out)
+        check_outside(out)
         folder = RunFolder(out, LAYOUT)
         folder.claim()
         with folder.lock(), all_or_nothing(out):
             yield out
+
+
+def check_outside(out: Path | str) -> None:
+    """Raise UserError if a folder or prefix is inside that of a manifest."""
+    if not in_store(out):
+        check_outside_manifests(Path(out))
+        return
+    bucket, *parts = out.removeprefix("s3://").split("/")
+    for depth in range(len(parts)):
+        above = f"s3://{'/'.join([bucket, *parts[:depth]])}"
+        if ObjectStore(above).exists(FILE):
+            raise UserError(f"--out {out} is inside the manifest {above}", "name a prefix outside it")
 
 
 @contextlib.contextmanager
@@ -196,6 +208,7 @@ def _staged(out: str, option: str) -> Generator[Path]:
     store = ObjectStore(out)
     if store.exists(FILE):
         raise UserError(f"{out} already contains a manifest", f"name another prefix with {option}")
+    check_outside(out)
     cache = user_cache(_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as folder:

@@ -95,7 +95,7 @@ class Format(ABC):
     upright: whether its readers need upright 8-bit images in sRGB, as JPEG, PNG or WebP: every other image is
     written as PNG then. one_extension: whether all images of a shard have the same extension. split_names: a
     pattern of the names that its splits can have. needs: columns of which every row must have a value.
-    absolute: whether its files contain absolute paths.
+    absolute: whether its indices in a folder contain absolute paths.
     """
 
     name: ClassVar[str]
@@ -120,9 +120,11 @@ class Format(ABC):
     def paths(self, shard: Shard) -> str:
         """Return the path of a shard's file or folder, relative to the export's folder."""
 
-    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
-        """Write what is not part of a shard: indices, cards; by default nothing. `splits` has the number of
-        images of each.
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
+        """Write what is not part of a shard below `out`: indices, cards; by default nothing.
+
+        entries: those of all shards, once. splits: the number of images of each. home: the folder as indices
+        name it: absolute, or `Path()` where paths are relative to it, as in an object store.
         """
         return
 

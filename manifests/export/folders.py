@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class ImageFolder(_Folders):
     name = "folder"
     captions = False
 
-    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
         # one index per split, beside its images, where the reader looks for it
         with _Lines(out) as lines:
             for entry in entries:
@@ -79,23 +78,14 @@ class _Lines(contextlib.ExitStack):
 
 
 class _Indexed(_Folders):
-    """A folder for a trainer that is configured by absolute paths."""
+    """A folder for a trainer that is configured by paths: absolute ones, or for an export in an object store
+    relative ones, for a trainer that is started in the copy of the prefix.
+    """
 
     upright = True
     split_names = rf"(?!export$){SPLIT_NAME}"  # `SPLIT.json` is beside `export.json`
     needs = ("width", "height")
     absolute = True
-
-    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
-        by_split: dict[str, list[Entry]] = {split: [] for split in splits}
-        for entry in entries:
-            by_split[entry.split].append(entry)
-        for split, found in by_split.items():
-            self.index(out.resolve(), split, found)
-
-    @abstractmethod
-    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
-        """Write the index of one split."""
 
 
 class Kohya(_Indexed):
@@ -106,22 +96,37 @@ class Kohya(_Indexed):
 
     name = "kohya"
 
-    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
-        found = {
-            str(out / entry.file): {
-                "caption": entry.caption,
-                "train_resolution": [entry.facts["width"], entry.facts["height"]],
-            }
-            for entry in entries
-        }
-        write_json(out / f"{split}.json", found)
-        quoted = [json.dumps(str(out / name), ensure_ascii=False) for name in (split, f"{split}.json")]
-        with atomic(out / f"{split}.toml") as temporary:
-            temporary.write_text(
-                "[general]\nenable_bucket = true\nbucket_no_upscale = true\n\n[[datasets]]\n\n"
-                f"[[datasets.subsets]]\nimage_dir = {quoted[0]}\nmetadata_file = {quoted[1]}\n",
-                encoding="utf-8",
-            )
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
+        with contextlib.ExitStack() as opened:
+            indices = {split: opened.enter_context(_JsonObject(out / f"{split}.json")) for split in splits}
+            for entry in entries:
+                size = [entry.facts["width"], entry.facts["height"]]
+                facts = {"caption": entry.caption, "train_resolution": size}
+                indices[entry.split].add(str(home / entry.file), facts)
+        for split in splits:
+            quoted = [json.dumps(str(home / name), ensure_ascii=False) for name in (split, f"{split}.json")]
+            with atomic(out / f"{split}.toml") as temporary:
+                temporary.write_text(
+                    "[general]\nenable_bucket = true\nbucket_no_upscale = true\n\n[[datasets]]\n\n"
+                    f"[[datasets.subsets]]\nimage_dir = {quoted[0]}\nmetadata_file = {quoted[1]}\n",
+                    encoding="utf-8",
+                )
+
+
+class _JsonObject(contextlib.ExitStack):
+    """Writes one JSON object entry by entry, to a file that gets its name at the end."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = self.enter_context(self.enter_context(atomic(file)).open("w", encoding="utf-8"))
+        self._file.write("{")
+        self._separator = "\n"
+        self.callback(lambda: self._file.write("\n}\n"))
+
+    def add(self, key: str, value: Mapping[str, Any]) -> None:
+        line = f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
+        self._file.write(f"{self._separator}  {line}")
+        self._separator = ",\n"
 
 
 class SimpleTuner(_Indexed):
@@ -132,38 +137,60 @@ class SimpleTuner(_Indexed):
     name = "simpletuner"
     captions = False
 
-    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
-        rows = [
-            {
-                "filename": entry.file.removeprefix(f"{split}/"),
-                "caption": entry.caption,
-                "width": entry.facts["width"],
-                "height": entry.facts["height"],
-                "sample_id": entry.facts["sample_id"],
-                "license": entry.facts.get("license"),
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
+        with contextlib.ExitStack() as opened:
+            indices = {split: opened.enter_context(_Table(out / f"{split}.parquet")) for split in splits}
+            for entry in entries:
+                indices[entry.split].add(
+                    {
+                        "filename": entry.file.removeprefix(f"{entry.split}/"),
+                        "caption": entry.caption,
+                        "width": entry.facts["width"],
+                        "height": entry.facts["height"],
+                        "sample_id": entry.facts["sample_id"],
+                        "license": entry.facts.get("license"),
+                    }
+                )
+        for split in splits:
+            backend = {
+                "id": f"{out.resolve().name}-{split}",
+                "type": "local",
+                "instance_data_dir": str(home / split),
+                "caption_strategy": "parquet",
+                "metadata_backend": "parquet",
+                "parquet": {
+                    "path": str(home / f"{split}.parquet"),
+                    "filename_column": "filename",
+                    "caption_column": "caption",
+                    "fallback_caption_column": "caption",
+                    "width_column": "width",
+                    "height_column": "height",
+                    "identifier_includes_extension": True,
+                },
             }
-            for entry in entries
-        ]
-        table = pa.Table.from_pylist(rows, schema=_SIMPLETUNER)
-        with atomic(out / f"{split}.parquet") as temporary:
-            parquet.write(temporary, table)
-        backend = {
-            "id": f"{out.name}-{split}",
-            "type": "local",
-            "instance_data_dir": str(out / split),
-            "caption_strategy": "parquet",
-            "metadata_backend": "parquet",
-            "parquet": {
-                "path": str(out / f"{split}.parquet"),
-                "filename_column": "filename",
-                "caption_column": "caption",
-                "fallback_caption_column": "caption",
-                "width_column": "width",
-                "height_column": "height",
-                "identifier_includes_extension": True,
-            },
-        }
-        write_json(out / f"{split}.json", [backend])
+            write_json(out / f"{split}.json", [backend])
+
+
+class _Table(contextlib.ExitStack):
+    """Writes the rows of `_SIMPLETUNER` to a Parquet file that gets its name at the end."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._writer = self.enter_context(
+            parquet.writer(self.enter_context(atomic(file)), _SIMPLETUNER, compression="zstd")
+        )
+        self._held: list[dict[str, Any]] = []
+        self.callback(self._flush)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._held.append(row)
+        if len(self._held) == _GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            self._writer.write_table(pa.Table.from_pylist(self._held, schema=_SIMPLETUNER))
+            self._held = []
 
 
 _SIMPLETUNER = pa.schema(
@@ -176,3 +203,6 @@ _SIMPLETUNER = pa.schema(
         pa.field("license", pa.string()),
     ]
 )
+
+_GROUP_ROWS = 65_536
+"""Rows of an index that are in memory at a time."""

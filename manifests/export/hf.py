@@ -76,7 +76,7 @@ class HuggingFace(Format):
             if held:
                 writer.write_table(pa.Table.from_pylist(held, schema=self._schema))
 
-    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
         licences = Counter(entry.facts.get("license") for entry in entries)
         with atomic(out / "README.md") as temporary:
             temporary.write_text(_card(self.parent, self._columns, splits, licences), encoding="utf-8")

@@ -10,7 +10,6 @@ import collections
 import datetime
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -24,22 +23,19 @@ import uhr
 from uhr.base.config import fingerprint
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import TEMPORARY, saving, write_json
-from uhr.base.paths import check_utf8
-from uhr.base.run_folder import FolderLayout, RunFolder
+from uhr.base.files import json_bytes
+from uhr.base.paths import in_store
 from uhr.manifests.export.base import EXTENSIONS, Entry, ExportOptions, Format, Sample
+from uhr.manifests.export.destination import LAYOUT, RECORD, WORK, Destination, destination_at
 from uhr.manifests.export.plan import PlannedShard, plan_shards
-from uhr.manifests.info import check_outside_manifests
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.places import place_of
-from uhr.manifests.sources.base import check_no_overlap
 from uhr.manifests.sources.blobs import NO_LIMITS
 from uhr.pixels.decode import decode, png
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import Header, PixelFault
 
-RECORD, WORK = "export.json", ".export"
-LAYOUT = FolderLayout("an export", (RECORD, WORK), (RECORD, WORK), allow_others=True)
+_PLAN = f"{WORK}/plan.json"
 
 _READERS = 8
 """Threads that read image files ahead: reading waits for disks and servers."""
@@ -49,10 +45,10 @@ _PLAIN = ("JPEG", "PNG", "WEBP")
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export: the kept rows of `parent`, as `format`, into the folder `out`."""
+    """What to export: the kept rows of `parent`, as `format`, into the folder or prefix `out`."""
 
     parent: Manifest
-    out: Path
+    out: Path | str
     format: Format
     options: ExportOptions = field(default_factory=ExportOptions)
 
@@ -79,76 +75,75 @@ def export(request: ExportRequest, advance: Advance = lambda n=1, note=None: Non
     Raises UserError as `plan_shards`, and if OUT contains something else or another export, is inside a
     manifest or the source, or cannot be written.
     """
-    check_outside_manifests(request.out)
-    check_no_overlap(request.parent.source, request.out)
-    if request.format.absolute:
-        check_utf8("--out", request.out.resolve())
-    with saving(request.out, "free space there; the same command resumes the export"):
-        folder = RunFolder(request.out, LAYOUT)
-        finished = _finished(request)
-        if finished is not None:
-            return finished
-        plan = plan_shards(request.parent, request.format, request.options)
-        folder.claim()
-        with folder.lock(WORK):
-            _claim_plan(request)
-            _remove_half_written(request, plan)
-            rows = _Rows(request.parent)
-            for planned in plan:
-                _shard(request, planned, rows, advance)
-            result = _commit(request, plan)
-        shutil.rmtree(request.out / WORK, ignore_errors=True)
-        return result
+    out = destination_at(request.out)
+    out.check(request.parent.source, absolute=request.format.absolute)
+    finished = _finished(request, out)
+    if finished is not None:
+        return finished
+    plan = plan_shards(request.parent, request.format, request.options)
+    with out.locked():
+        _claim_plan(request, out)
+        out.remove_half_written(request.format.paths(planned.shard) for planned in plan)
+        rows = _Rows(request.parent)
+        for planned in plan:
+            _shard(request, out, planned, rows, advance)
+        result = _commit(request, out, plan)
+    out.finish()
+    return result
 
 
-def _finished(request: ExportRequest) -> ExportResult | None:
+def _finished(request: ExportRequest, out: Destination) -> ExportResult | None:
     """Return the result of a finished export of the same; None if there is none."""
-    file = request.out / RECORD
-    if not file.is_file():
+    record = _read_json(out, RECORD)
+    if record is None:
         return None
-    record = _read_json(file)
     if record.get("plan") != fingerprint(request.plan()):
-        raise UserError(f"--out {request.out} contains another export", "name another folder")
-    missing = next((name for name in record["files"] if not (request.out / name).exists()), None)
+        raise UserError(f"--out {out.text} contains another export", f"name another {_kind(out)}")
+    missing = next((name for name in record["files"] if not out.has(name)), None)
     if missing is not None:
-        raise UserError(f"--out {request.out} contains an export without {missing}", "name another folder")
+        raise UserError(
+            f"--out {out.text} contains an export without {missing}", f"name another {_kind(out)}"
+        )
     return ExportResult(
-        str(request.out), record["format"], record["images"], record["shards"], record["failed"], True
+        out.text, record["format"], record["images"], record["shards"], record["failed"], True
     )
 
 
-def _claim_plan(request: ExportRequest) -> None:
+def _kind(out: Destination) -> str:
+    return "prefix" if in_store(out.text) else "folder"
+
+
+def _claim_plan(request: ExportRequest, out: Destination) -> None:
     """Remember what is exported. Raises UserError if an unfinished export of something else is there."""
-    file, plan = request.out / WORK / "plan.json", fingerprint(request.plan())
-    if file.is_file():
-        if _read_json(file).get("plan") != plan:
+    plan = fingerprint(request.plan())
+    found = _read_json(out, _PLAN)
+    if found is not None:
+        if found.get("plan") != plan:
             raise UserError(
-                f"--out {request.out} contains an unfinished export of something else",
-                "name another folder, or repeat that command",
+                f"--out {out.text} contains an unfinished export of something else",
+                f"name another {_kind(out)}, or repeat that command",
             )
         return
-    others = sorted(path.name for path in request.out.iterdir() if path.name != WORK)
-    if others:
-        raise LAYOUT.not_ours(request.out, others[0])
-    write_json(file, {"plan": plan, **request.plan()})
+    if others := out.others():
+        raise LAYOUT.not_ours(out.text, others[0])
+    out.write(_PLAN, json_bytes({"plan": plan, **request.plan()}))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(out: Destination, name: str) -> dict[str, Any] | None:
+    """Return what a record of the export has; None if there is none."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        data = out.read(name)
+        value = None if data is None else json.loads(data)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)})", "export into a new folder") from None
-    return value if isinstance(value, dict) else {}
+        raise UserError(
+            f"{out.text}/{name} cannot be read ({one_line(error)})", f"export into a new {_kind(out)}"
+        ) from None
+    return value if isinstance(value, dict) or data is None else {}
 
 
-def _remove_half_written(request: ExportRequest, plan: Iterable[PlannedShard]) -> None:
-    """Remove the temporary files and folders of shards that a killed export left."""
-    paths = {request.out / request.format.paths(planned.shard) for planned in plan}
-    for folder in {path.parent for path in paths if path.parent.is_dir()}:
-        for entry in folder.iterdir():
-            name = entry.name[1:].rsplit(".", 2)[0]
-            if TEMPORARY.fullmatch(entry.name) and folder / name in paths:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+def _record(planned: PlannedShard) -> str:
+    """The name of the record of a shard."""
+    return f"{WORK}/{planned.shard.name}.json"
 
 
 class _Rows:
@@ -175,20 +170,18 @@ class _Rows:
         return self._held[1]
 
 
-def _shard(request: ExportRequest, planned: PlannedShard, rows: _Rows, advance: Advance) -> None:
+def _shard(
+    request: ExportRequest, out: Destination, planned: PlannedShard, rows: _Rows, advance: Advance
+) -> None:
     """Write one shard and its record, if it is not there."""
-    record = request.out / WORK / f"{planned.shard.name}.json"
-    count = len(planned.positions)
-    if record.is_file():
-        advance(count)
+    if out.has(_record(planned)):
+        advance(len(planned.positions))
         return
-    target = request.out / request.format.paths(planned.shard)
-    if target.is_dir():  # written, and killed before its record was
-        shutil.rmtree(target)
     failed: list[dict[str, str]] = []
     samples = _read(request, rows(planned.positions), failed, advance)
-    entries = [asdict(entry) for entry in request.format.write(request.out, planned.shard, samples)]
-    write_json(record, {"entries": entries, "failed": failed})
+    with out.writing(request.format.paths(planned.shard)) as folder:
+        entries = [asdict(entry) for entry in request.format.write(folder, planned.shard, samples)]
+    out.write(_record(planned), json_bytes({"entries": entries, "failed": failed}))
 
 
 def _read(
@@ -261,36 +254,37 @@ def _is_plain(header: Header) -> bool:
     )
 
 
-def _entries(request: ExportRequest, plan: Iterable[PlannedShard]) -> Iterator[Entry]:
-    for planned in plan:
-        record = _read_json(request.out / WORK / f"{planned.shard.name}.json")
-        yield from (Entry(**entry) for entry in record["entries"])
-
-
-def _commit(request: ExportRequest, plan: list[PlannedShard]) -> ExportResult:
+def _commit(request: ExportRequest, out: Destination, plan: list[PlannedShard]) -> ExportResult:
     """Write the indices, and `export.json` last."""
     images: collections.Counter[str] = collections.Counter()
     failed: list[dict[str, str]] = []
+    files: list[str] = []
     for planned in plan:
-        record = _read_json(request.out / WORK / f"{planned.shard.name}.json")
+        record = _read_json(out, _record(planned)) or {}
         images[planned.shard.split] += len(record["entries"])
         failed += record["failed"]
+        path = request.format.paths(planned.shard)
+        if record["entries"] or out.has(path):  # a store has no empty folders
+            files.append(path)
     splits = {name: images[name] for name in sorted(images) if images[name]}
-    request.format.finish(request.out, _entries(request, plan), splits)
-    result = ExportResult(str(request.out), request.format.name, splits, len(plan), failed)
-    write_json(
-        request.out / RECORD,
-        {
-            "plan": fingerprint(request.plan()),
-            "format": request.format.name,
-            "options": request.options.model_dump(mode="json"),
-            "parent": {"id": request.parent.id, "path": place_of(request.parent.path)},
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "uhr": uhr.__version__,
-            "images": splits,
-            "shards": len(plan),
-            "files": [request.format.paths(planned.shard) for planned in plan],
-            "failed": failed,
-        },
-    )
+    records = (_read_json(out, _record(planned)) or {} for planned in plan)
+    entries = (Entry(**entry) for record in records for entry in record["entries"])
+    with out.writing(None) as folder:
+        request.format.finish(folder, entries, splits, out.home)
+    result = ExportResult(out.text, request.format.name, splits, len(plan), failed)
+    record = {
+        "plan": fingerprint(request.plan()),
+        "format": request.format.name,
+        "options": request.options.model_dump(mode="json"),
+        "parent": {"id": request.parent.id, "path": place_of(request.parent.path)},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "uhr": uhr.__version__,
+        "images": splits,
+        "shards": len(plan),
+        "files": files,
+        "failed": failed,
+    }
+    if not out.create(RECORD, json_bytes(record)):
+        # another machine was faster: its export is this one, or it raises
+        return _finished(request, out) or result
     return result

@@ -2,70 +2,146 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
-from uhr.base.files import atomic, write_json
+from uhr.base.files import atomic, json_bytes, write_json
+from uhr.base.paths import in_store
+from uhr.base.store import ObjectStore
 
 RECORD = "export.json"
 
 
-def matching(folder: Path, ids: frozenset[str]) -> list[Path]:
-    """Return the files of an export that have something of these samples, sorted."""
-    found = []
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and not file.is_symlink() and _has(file, ids):
-            found.append(file)
-    return found
+def matching(place: Path | str, ids: frozenset[str]) -> list[str]:
+    """Return the names of the files of an export that have something of these samples, sorted."""
+    files = _files_at(place)
+    return [name for name in files.names() if _is_own(name, ids) or _found(files, name, ids)]
 
 
-def redact(folder: Path, ids: frozenset[str], time: str) -> int:
+def _found(files: _Files, name: str, ids: frozenset[str]) -> bool:
+    if PurePath(name).suffix not in _REDACT:
+        return False
+    with files.opened(name) as file:
+        return _has(file, ids)
+
+
+def redact(place: Path | str, ids: frozenset[str], time: str) -> int:
     """Take the samples out of all files of an export; returns the number of files that changed.
 
     A file is removed, or replaced whole. Running it again changes nothing.
     """
-    files = [file for file in matching(folder, ids) if file.name != RECORD]
+    files = _files_at(place)
+    record = files.record()
+    names = [name for name in matching(place, ids) if name != RECORD]
     # the record says that something was taken out before anything is
-    record = json.loads((folder / RECORD).read_bytes())
-    if files and time not in record.get("redactions", []):
+    if names and time not in record.get("redactions", []):
         record["redactions"] = [*record.get("redactions", []), time]
-        write_json(folder / RECORD, record)
-    for file in files:
-        _REDACT[_kind(file, ids)](file, ids)
+        files.write(RECORD, json_bytes(record))
+    for name in names:
+        if _is_own(name, ids):
+            files.remove(name)
+            continue
+        with files.opened(name) as file:
+            _REDACT[file.suffix](file, ids)
+            files.put(name, file)
     record["failed"] = [each for each in record.get("failed", []) if each.get("sample_id") not in ids]
     if time in record.get("redactions", []):
-        record["images"] = _images(folder, record)
-        write_json(folder / RECORD, record)
-        _card(folder, record)
-    return len(files)
+        record["images"] = _images(files, record)
+        files.write(RECORD, json_bytes(record))
+        _card(files, record)
+    return len(names)
 
 
-def _kind(file: Path, ids: frozenset[str]) -> str:
-    if file.name.partition(".")[0] in ids:
-        return "own"
-    return file.suffix
+class _Files:
+    """The files of an export in a folder, by their names relative to it, with `/` in between."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        found = (file for file in self._folder.rglob("*") if file.is_file() and not file.is_symlink())
+        return sorted(file.relative_to(self._folder).as_posix() for file in found)
+
+    def record(self) -> dict[str, Any]:
+        return json.loads(self.read(RECORD) or b"")
+
+    def read(self, name: str) -> bytes | None:
+        file = self._folder / name
+        return file.read_bytes() if file.is_file() else None
+
+    def write(self, name: str, data: bytes) -> None:
+        with atomic(self._folder / name) as temporary:
+            temporary.write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (self._folder / name).unlink()
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Generator[Path]:
+        """Yield the file, or a copy of it, to read and to replace."""
+        yield self._folder / name
+
+    def put(self, name: str, file: Path) -> None:
+        """Make the file that was `opened` and replaced that of the export."""
+        return
+
+
+class _Objects(_Files):
+    """The same in an object store: one file at a time is copied to this machine."""
+
+    def __init__(self, address: str) -> None:
+        self._store = ObjectStore(address)
+
+    def names(self) -> list[str]:
+        return sorted(self._store.names())
+
+    def read(self, name: str) -> bytes | None:
+        return self._store.read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._store.write(name, data)
+
+    def remove(self, name: str) -> None:
+        self._store.delete(name)
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Generator[Path]:
+        with tempfile.TemporaryDirectory(prefix="uhr-forget-") as folder:
+            file = Path(folder) / PurePath(name).name
+            self._store.fetch(name, file)
+            yield file
+
+    def put(self, name: str, file: Path) -> None:
+        self._store.upload(file, name)
+
+
+def _files_at(place: Path | str) -> _Files:
+    return _Objects(place) if in_store(place) else _Files(Path(place))
+
+
+def _is_own(name: str, ids: frozenset[str]) -> bool:
+    """Whether a file is named by one of these samples: its image, or its caption."""
+    return PurePath(name).name.partition(".")[0] in ids
 
 
 def _has(file: Path, ids: frozenset[str]) -> bool:
-    kind = _kind(file, ids)
-    if kind == "own":
-        return True
-    if kind == ".tar":
+    if file.suffix == ".tar":
         with tarfile.open(file) as tar:
             return any(member.name.partition(".")[0] in ids for member in tar)
-    if kind == ".parquet":
+    if file.suffix == ".parquet":
         return any(_mask(parquet.read(file, _id_columns(file)), ids).to_pylist())
-    if kind in (".json", ".jsonl"):
-        return any(_mentions(value, ids) for value in _values(file))
-    return False
+    return any(_mentions(value, ids) for value in _values(file))
 
 
 def _values(file: Path) -> Iterator[Any]:
@@ -145,7 +221,6 @@ def _redact_json(file: Path, ids: frozenset[str]) -> None:
 
 
 _REDACT = {
-    "own": lambda file, ids: file.unlink(),
     ".tar": _redact_tar,
     ".parquet": _redact_parquet,
     ".jsonl": _redact_lines,
@@ -153,19 +228,22 @@ _REDACT = {
 }
 
 
-def _images(folder: Path, record: dict[str, Any]) -> dict[str, int]:
+def _images(files: _Files, record: dict[str, Any]) -> dict[str, int]:
     """Count the images of each split that are left, in the files of the shards."""
     counts = dict.fromkeys(record["images"], 0)
+    names = set(files.names())
+    inside = Counter(each.rpartition("/")[0] for each in names if not each.endswith((".txt", ".jsonl")))
     for name in record["files"]:
-        file = folder / name
         split = max((each for each in counts if _is_of(name, each)), key=len)
-        if file.suffix == ".tar":
-            with tarfile.open(file) as tar:
-                counts[split] += sum(member.name.endswith(".json") for member in tar)
-        elif file.suffix == ".parquet":
-            counts[split] += parquet.row_count(file)
-        elif file.is_dir():
-            counts[split] += sum(each.suffix not in (".txt", ".jsonl") for each in file.iterdir())
+        counts[split] += inside[name]
+        if name not in names:
+            continue
+        with files.opened(name) as file:
+            if file.suffix == ".tar":
+                with tarfile.open(file) as tar:
+                    counts[split] += sum(member.name.endswith(".json") for member in tar)
+            elif file.suffix == ".parquet":
+                counts[split] += parquet.row_count(file)
     return counts
 
 
@@ -174,14 +252,13 @@ def _is_of(name: str, split: str) -> bool:
     return re.match(rf"{re.escape(split)}(-\d{{5}}|/|\.|$)", name.removeprefix("data/")) is not None
 
 
-def _card(folder: Path, record: dict[str, Any]) -> None:
+def _card(files: _Files, record: dict[str, Any]) -> None:
     """Say in a dataset card that its counts are those before."""
-    card = folder / "README.md"
-    if not card.is_file():
+    data = files.read("README.md")
+    if data is None:
         return
     note = "Samples were taken out of this export; the counts above are those before."
-    text = card.read_text(encoding="utf-8")
+    text = data.decode("utf-8")
     if note not in text:
         left = ", ".join(f"{split} {count}" for split, count in record["images"].items())
-        with atomic(card) as temporary:
-            temporary.write_text(f"{text.rstrip()}\n\n{note} Images left: {left}.\n", encoding="utf-8")
+        files.write("README.md", f"{text.rstrip()}\n\n{note} Images left: {left}.\n".encode())

@@ -31,8 +31,8 @@ class Forgotten:
     """What was taken out, or would be in a dry run.
 
     samples: their number, with crops and near-duplicates. manifests: by manifest, parents first. exports: the
-    number of files by folder. checkpoints: those that were trained on data that had one of the samples; they
-    are not changed.
+    number of files by folder or address. checkpoints: those that were trained on data that had one of the
+    samples; they are not changed.
     """
 
     samples: int
@@ -88,8 +88,8 @@ def forget(
             for number, change in enumerate(changes):
                 changes[number] = redactor.redact(change.path, change)
                 advance(1)
-            for folder in plan["exports"]:
-                exports.redact(Path(folder), frozenset(targets.ids), plan["time"])
+            for export in plan["exports"]:
+                exports.redact(export, frozenset(targets.ids), plan["time"])
             store.delete(JOURNAL)
     return Forgotten(
         len(targets.ids), changes, plan["exports"], plan["checkpoints"], dry_run, sorted(targets.ids)
@@ -110,7 +110,7 @@ def _planned(
         if change.rows:
             seen |= {each.before for each in places.info_at(change.path).redactions}
     ids = frozenset(targets.ids)
-    files = {str(folder): len(exports.matching(folder, ids)) for folder in chain.exports}
+    files = {place: len(exports.matching(place, ids)) for place in chain.exports}
     return {
         "request": request.model_dump(mode="json"),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -119,7 +119,7 @@ def _planned(
         "hashes": sorted(targets.hashes),
         "tombstones": sorted(targets.tombstones),
         "manifests": [asdict(change) for change in changes],
-        "exports": {folder: count for folder, count in files.items() if count},
+        "exports": {place: count for place, count in files.items() if count},
         "checkpoints": sorted(path for path, data in chain.checkpoints.items() if seen.intersection(data)),
     }
 

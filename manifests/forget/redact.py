@@ -18,6 +18,7 @@ from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache
 from uhr.base.paths import in_store, text_path
+from uhr.base.store import ObjectStore
 from uhr.manifests import places
 from uhr.manifests.forget.targets import Targets
 from uhr.manifests.info import ManifestInfo, Parent, Part, Redaction, read_info
@@ -102,7 +103,13 @@ class Redactor:
 
     def _finish(self, place: str, info: ManifestInfo) -> None:
         """Make what is beside the manifest again: a report, and the records of encoded data."""
-        if in_store(place) or not info.redactions:
+        if not info.redactions:
+            return
+        if in_store(place):
+            if ObjectStore(place).exists(REPORT):
+                from uhr.manifests.report import write_report
+
+                write_report(Manifest.open(place), f"{place}/{REPORT}")
             return
         folder = text_path(place)
         if info.operation.get("kind") == "encode" and self._encoded is not None:

@@ -137,12 +137,12 @@ def extend(targets: Targets, manifests: Sequence[Manifest]) -> None:
 
 @dataclass(frozen=True)
 class Chain:
-    """What may have samples of a manifest: manifests, parents before children; the folders of exports, and
-    checkpoints with the ids of the data that they name.
+    """What may have samples of a manifest: manifests, parents before children; exports, by folder or address;
+    and checkpoints with the ids of the data that they name.
     """
 
     manifests: list[str]
-    exports: list[Path]
+    exports: list[str]
     checkpoints: dict[str, list[str]]
 
 
@@ -157,14 +157,12 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     for link in sorted(links, key=lambda link: -link["depth"]):
         known.setdefault(places.place_of(link["path"]), places.info_at(link["path"]))
     folders = {text_path(place).parent for place in known if not in_store(place)}
-    folders |= {Path(each).resolve() for each in below if not in_store(str(each))}
+    folders |= {Path(each).resolve() for each in below if not in_store(each)}
     found_files = sorted({file for folder in folders for file in _files(folder)})
     files = {name: [file for file in found_files if file.name == name] for name in (FILE, EXPORT, CHECKPOINT)}
+    objects = [found for each in below if in_store(each) for found in _objects(each)]
     candidates = [places.place_of(file.parent) for file in files[FILE]]
-    for each in below:
-        if in_store(str(each)):
-            found = (name for name in ObjectStore(str(each)).names() if name.rpartition("/")[2] == FILE)
-            candidates += [f"{each}/{name}".rpartition("/")[0] for name in sorted(found)]
+    candidates += [each.prefix for each in objects if each.name == FILE]
     infos = {place: info for place in dict.fromkeys(candidates) if (info := _info(place)) is not None}
     ids: set[str] = set()
     more = dict(known)
@@ -178,13 +176,17 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
         more = {place: info for place, info in left.items() if info.id in ids} or {
             place: info for place, info in left.items() if any(parent.id in ids for parent in info.parents)
         }
-    for file in found_files:
-        if file.name == "plan.json" and _names(file, ("parent",)) in ids:
+    unfinished = [(str(file.parents[1]), _bytes(file)) for file in found_files if file.name == "plan.json"]
+    unfinished += [(each.prefix, each.data) for each in objects if each.name == _PLAN]
+    for place, data in unfinished:
+        if _value(data, ("parent",)) in ids:
             raise UserError(
-                f"{file.parents[1]} contains an unfinished export of these manifests",
-                "finish it with the command that began it, or remove the folder",
+                f"{place} contains an unfinished export of these manifests",
+                "finish it with the command that began it, or remove it",
             )
-    exports = [file.parent for file in files[EXPORT] if _names(file, ("parent", "id")) in ids]
+    finished = [(str(file.parent), _bytes(file)) for file in files[EXPORT]]
+    finished += [(each.prefix, each.data) for each in objects if each.name == EXPORT]
+    exports = [place for place, data in finished if _value(data, ("parent", "id")) in ids]
     checkpoints = {str(file.parent): _data_of(file) for file in files[CHECKPOINT]}
     return Chain(list(known), sorted(set(exports)), checkpoints)
 
@@ -207,18 +209,46 @@ def _info(place: str) -> Any:
         return None  # not a manifest of ours that can be read, hence not known to be of the chain
 
 
-def _names(file: Path, keys: Sequence[str]) -> Any:
+@dataclass(frozen=True)
+class _Object:
+    """An object that says what is at its `prefix`: `manifest.json`, or the record of an export."""
+
+    prefix: str
+    name: str
+    data: bytes
+
+
+def _objects(address: str) -> Iterator[_Object]:
+    """Yield the records of manifests and exports below an address, sorted; the bytes of a manifest's are not
+    read.
+    """
+    store = ObjectStore(address)
+    for path in sorted(store.names()):
+        for name in (FILE, EXPORT, _PLAN):
+            if path == name or path.endswith(f"/{name}"):
+                prefix = f"{address}/{path}".removesuffix(f"/{name}")
+                yield _Object(prefix, name, b"" if name == FILE else store.read(path) or b"")
+
+
+def _bytes(file: Path) -> bytes:
     try:
-        tree = json.loads(file.read_bytes())
+        return file.read_bytes()
+    except OSError:
+        return b""  # it belongs to someone else
+
+
+def _value(data: bytes, keys: Sequence[str]) -> Any:
+    try:
+        tree = json.loads(data)
         for key in keys:
             tree = tree[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # not a record of ours
     return tree
 
 
 def _data_of(file: Path) -> list[str]:
     """Return the ids of the manifests and encoded data that a checkpoint names."""
-    data = _names(file, ("data",))
+    data = _value(_bytes(file), ("data",))
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
     return [str(entry.get(key)) for entry in entries for key in ("id", "manifest_id")]

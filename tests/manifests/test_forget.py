@@ -420,6 +420,7 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
     address = f"s3://{s3.bucket}/stored"
     stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
     before = {row["uri"] for row in stored.table().to_pylist()}
+    write_report(stored, f"{address}/report.html")
     job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)))
     left = Manifest.open(address)
     assert {row["uri"] for row in left.table().to_pylist()} == before - GONE
@@ -429,6 +430,9 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
         body = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
         assert data not in body, entry["Key"]
         assert rows[1]["sample_id"].encode() not in body, entry["Key"]
+    report = client.get_object(Bucket=s3.bucket, Key="stored/report.html")["Body"].read().decode()
+    assert "a.jpg" in report
+    assert "b.jpg" not in report
     assert "forget.json" not in [
         entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
     ]
