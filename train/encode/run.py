@@ -22,6 +22,7 @@ from uhr.train.encode.request import EncodeRequest, identity_of, resolved, selec
 from uhr.train.encode.stored.encoded import FILE, LATENTS, LAYOUT, TEXTS, UNITS, EncodedInfo, read_encoded
 from uhr.train.encode.work.images import ImageTask, ImageWork
 from uhr.train.encode.work.items import caption_items, image_items
+from uhr.train.encode.work.memory import text_device
 from uhr.train.encode.work.texts import TEXT_ITEMS, TextWork
 
 IMAGES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
@@ -137,9 +138,12 @@ class _Job:
         items = caption_items(request.rows, request.config, encoders, request.identity.text_lengths)
         # a caption's key is a hash of how it is encoded, so the items need no other fingerprint
         plan = UnitPlan.create(request.out / UNITS / TEXTS, items, TEXTS_PER_UNIT, "captions")
-        work = TextWork(request.model, request.config, self.device, self.reuse)
+        device = self.device
+        if self.pool.address is None:
+            device = text_device(request.model, request.config.text_dtype, device)
+        work = TextWork(request.model, request.config, device, self.reuse)
         # on CPUs one process: every worker would hold the text encoders in memory
-        runner = self._runner() if self.device == "cuda" else InlineRunner()
+        runner = self._runner() if device == "cuda" else InlineRunner()
         _run("encode captions", "captions", plan, work, runner)
         return plan
 

@@ -8,7 +8,7 @@ from uhr.models.estimate.devices import DEVICES
 from uhr.train.recipes import resolve
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.estimate.estimate import estimate
-from uhr.train.run.estimate.fitting import PATHS, Setting, settings, variants
+from uhr.train.run.estimate.fitting import PATHS, Setting, variants
 
 
 def plan(*sets, on, **named):
@@ -67,19 +67,6 @@ def test_streamed_weights_take_as_long_as_they_are_copied_where_that_is_longer()
     assert found["time"]["steps"]["main"] == pytest.approx(copies + state)
     large = plan("runtime.offload=blocks", "phases.main.resolution=2048", on="rtx-3060")
     assert large["time"] == plan("phases.main.resolution=2048", on="rtx-3060")["time"]
-
-
-def test_a_host_without_the_memory_gets_no_streamed_weights():
-    recipe = resolve("lora")
-
-    def measure(changed):
-        streamed = changed.runtime.offload is not None
-        sizes = {"total": 4 if streamed else 6 if changed.runtime.quantize else 22, "host": 22 * streamed}
-        return {name: size << 30 for name, size in sizes.items()}, 1.0 if streamed else 2.0
-
-    assert settings(recipe, measure, DEVICES["rtx-4080"])[0].host
-    (first, *_) = settings(recipe, measure, DEVICES["rtx-4080"], host=16 << 30)
-    assert (first.host, first.total >> 30) == (0, 6)
 
 
 def test_the_plan_says_in_one_line_what_would_fit(uhr):

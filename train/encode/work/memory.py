@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from uhr.base.console import note
+from uhr.base.formatting import gibibytes
+
 if TYPE_CHECKING:
     import torch
+
+    from uhr.models.loading.opening import Model
 
 MOST_TOGETHER = 8
 """Images of one call of the VAE. More do not make large images faster, and a unit has few of them."""
@@ -45,6 +50,28 @@ def images_together(vae: Any, height: int, width: int) -> int:
     from uhr.models.vae.tiled import ExactTiling
 
     return ExactTiling(memory=ByteSize(memory_for(vae))).untiled_samples(vae, height, width, MOST_TOGETHER)
+
+
+def text_device(model: Model, dtype: str, device: torch.device | str) -> str:
+    """The device for a model's text encoders: `device`, or the CPU if they do not fit that GPU."""
+    import torch
+
+    from uhr.models.estimate.devices import RESERVED
+    from uhr.models.estimate.shapes import empty_components
+    from uhr.models.estimate.weights import weight_bytes
+
+    device = torch.device(device)
+    if device.type != "cuda":
+        return str(device)
+    parts = empty_components(model)
+    names = [name for name in model.spec.text_components if name in parts]
+    size = sum(weight_bytes(parts[name], getattr(torch, dtype)).whole for name in names)
+    memory = torch.cuda.get_device_properties(device).total_memory - RESERVED
+    if size <= memory:
+        return str(device)
+    what = f"the text encoders need {gibibytes(size)}, and the GPU has {gibibytes(memory)}"
+    note(f"{what}: captions are encoded on the CPU")
+    return "cpu"
 
 
 def empty_gpu_cache() -> None:

@@ -24,7 +24,7 @@ class Setting:
     """One combination of values, and what the plan of the run says with it.
 
     changes: to the recipe, as `--set` takes them. total, host: bytes on the device, and of weights on the
-    host. seconds: of the whole run. fits: whether device and host have that much.
+    host. seconds: of the whole run. fits: whether the device has that much.
     """
 
     changes: tuple[str, ...]
@@ -90,19 +90,16 @@ def settings(
     measure: Callable[[Recipe], tuple[dict[str, int], float]],
     gpu: Device,
     keep: Collection[str] = (),
-    host: int | None = None,
 ) -> list[Setting]:
     """All settings: those that fit first, the fastest first and of equally fast ones the smallest; then the
     others, the smallest first.
 
-    measure: the memory (`memory`) and the seconds of a run. host: bytes that the host has for weights; None
-    is as many as a setting needs.
+    measure: the memory (`memory`) and the seconds of a run.
     """
     found = []
     for changes, changed in variants(recipe, keep):
         sizes, seconds = measure(changed)
-        fits = sizes["total"] <= gpu.usable and (host is None or sizes["host"] <= host)
-        found.append(Setting(changes, sizes["total"], sizes["host"], seconds, fits))
+        found.append(Setting(changes, sizes["total"], sizes["host"], seconds, sizes["total"] <= gpu.usable))
     fitting = sorted((each for each in found if each.fits), key=lambda each: (each.seconds, each.total))
     return fitting + sorted((each for each in found if not each.fits), key=lambda each: each.total)
 

@@ -27,6 +27,7 @@ from uhr.models.samplers.core.sampler import plan_of_spec
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.surgery.base import Surgery, compose
 from uhr.models.zoo import Model
+from uhr.train.encode.work.memory import text_device
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.recipes.core.validation import ValidationImages
 from uhr.train.run.monitoring.validation_grid import FILE as GRID
@@ -103,7 +104,8 @@ class ValidationImageWriter:
     def _encode(self) -> dict[str, torch.Tensor]:
         """Encode the prompts and, last, the empty one; keep them in the run's folder."""
         family = FAMILIES[self.model.spec.family]
-        encoders = load_text_encoders(self.model, self._dtype, str(self.device))
+        device = text_device(self.model, self._dtype, self.device)
+        encoders = load_text_encoders(self.model, self._dtype, device)
         found: dict[str, list[torch.Tensor]] = {name: [] for name in family.text_tensors}
         for text in (*self.config.prompts, ""):
             for name, tensor in family.embed(encoders, Prompt(text)).texts.items():
