@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -330,28 +330,70 @@ def _train(out: Path, device: str, begin: Callable[[], Any], launch: Any) -> Non
 def export_(
     run: RunFolder,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             parser=local("--out", utf8=True),
-            metavar="DIR",
-            help="A new folder for the adapter or backbone and its card.",
+            metavar="DIR|FILE",
+            help="A new folder for the adapter or backbone and its card. With --to: a folder for the file "
+            "(such as ComfyUI's models/loras), or its path; by default the run's.",
         ),
-    ],
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="comfyui|kohya|diffusers",
+            help="Write one .safetensors file with the keys of that program.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --to: the name of the file and in it.")] = None,
+    trigger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD", help="With --to: the trigger word in its metadata; default: that of the data."
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--preview"),
+            metavar="IMAGE",
+            help="With --to: the image in its metadata; default: the run's last validation image.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         int | None, typer.Option(help="Step of a checkpoint; the newest otherwise.")
     ] = None,
     weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
     as_json: Json = False,
 ) -> None:
-    """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences."""
+    """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences.
+
+    With --to, write one file of it for another program.
+    """
     from uhr.models.specs.registry import get
     from uhr.train.recipes import read_recipe
-    from uhr.train.run.export import export, needed_files
+    from uhr.train.run.exports.export import export, export_file, needed_files
 
     if weights not in ("trained", "ema"):
         raise UserError(f"--weights {weights}", "it must be trained or ema")
-    folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
+    which: Literal["trained", "ema"] = "ema" if weights == "ema" else "trained"
+    if to is not None:
+        from uhr.train.run.exports.text import file_form, print_file
+
+        if name is None and (out is None or out.suffix != ".safetensors"):
+            raise UserError("--name is missing", "name the file of the adapter: --name STYLE")
+        form = file_form(to)
+        written = export_file(run, form, name or "", out, checkpoint, which, trigger, preview)
+        console.emit(written.describe(), as_json, lambda _: print_file(run, written))
+        return
+    for option, value in (("--name", name), ("--trigger", trigger), ("--preview", preview)):
+        if value is not None:
+            raise UserError(f"{option} {value} without --to", "name a program: --to comfyui")
+    if out is None:
+        raise UserError("--out is missing", "name a new folder, or one file by --to comfyui --name STYLE")
+    folder, info = export(run, out, checkpoint, which)
     needed = needed_files(run, info)
 
     def text(_: Any) -> None:

@@ -43,6 +43,10 @@ class LowRank:
         dtype = torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), torch.float32)
         return self.scale * (self.b.to(dtype) @ self.a.to(dtype))
 
+    def applied(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the update's product with `x` [..., in] in float64, without the dense update."""
+        return self.scale * (x.double() @ self.a.double().T @ self.b.double().T)
+
     def scaled(self, factor: float) -> LowRank:
         """Return the update times `factor`; the tensors are shared."""
         return LowRank(self.a, self.b, self.alpha * factor)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uhr.base.console import shown
-from uhr.models.adapters.formats.usage import Usage
+from uhr.models.adapters.formats.usage import IntendedSampling, Usage
 from uhr.models.specs.spec import ModelSpec
 
 MODEL = "path/to/the/model"
@@ -32,7 +32,8 @@ class CardFacts:
     was trained. metrics, versions: values of the last checkpoint, and versions of packages, by name.
 
     sampler, sample_arguments: the sampler that it is for, and the options of `uhr sample` that it needs.
-    sample_guidance: guidance of the stock pipeline; None is that of the model's card.
+    sample_guidance: guidance of the stock pipeline; None is that of the model's card. sample_options: the
+    sampler's options by name.
     phases: one line for each phase of the training. command: the command line that trains it again. run: the
     id of the run. init: the weights that it began with, as `run.json` lists them. data: the data sets by
     `name`, with `id`, `manifest_id`, `rows` and `encoding` (a text). values: the whole recipe.
@@ -54,6 +55,7 @@ class CardFacts:
     sampler: str = "euler"
     sample_arguments: tuple[str, ...] = ()
     sample_guidance: float | None = None
+    sample_options: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[str, ...] = ()
     command: str = ""
     run: str = ""
@@ -63,11 +65,19 @@ class CardFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def intended(self) -> IntendedSampling:
+        """How it is sampled, as its file says it."""
+        return IntendedSampling(
+            sampler=self.sampler, guidance=self.sample_guidance, options=dict(self.sample_options)
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as JSON."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "spec"}
         counts = {name or "none recorded": count for name, count in self.licences.items()}
         plain: dict[str, Any] = {"spec": self.spec.name, "licences": counts, "values": dict(self.values)}
+        plain["sample_options"] = dict(self.sample_options)
         plain |= {name: list(getattr(self, name)) for name in _LISTS}
         return {**values, **plain, "metrics": dict(self.metrics), "versions": dict(self.versions)}
 

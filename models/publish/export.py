@@ -59,7 +59,7 @@ def export_lora(
         _write(values, weights, facts.spec, usage)
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
-        limits = usage.model_dump(mode="json", exclude_defaults=True)
+        limits = usage.model_dump(mode="json", exclude_defaults=True, exclude={"sampling"})
         write_json(folder / RECORD, {**record, "lora": {**shape, **limits}, **facts.as_dict()})
         with atomic(folder / CARD) as temporary:
             temporary.write_text(card, encoding="utf-8")

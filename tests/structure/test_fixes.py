@@ -44,6 +44,7 @@ PRINTED_BY = {
     "manifests/places.py": ("manifest slice", "manifest union", "manifest difference"),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,
+    "models/publish/lora_file.py": ("train export",),
     "uhr/base/hub.py": ("sample",),  # only a repeat may not fetch
     "models/loading/model.py": (*SAMPLE, "train encode", *TRAIN),
     "models/loading/opening.py": MODEL,
@@ -52,7 +53,8 @@ PRINTED_BY = {
     "train/run/estimate/estimate.py": ("train plan",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),
-    "train/run/export.py": ("train export",),
+    "train/run/exports/": ("train export",),
+    "train/run/exports/text.py": SAMPLE,  # the command that uses the file
     "train/generate/run.py": SAMPLE,
     "train/generate/": SAMPLE,
     "train/run/": TRAIN,
@@ -105,11 +107,14 @@ ELSEWHERE = {
     ("uhr/demo/run.py", "--adapter"): SAMPLE,
     ("train/trainable/adapters.py", "--adapter"): SAMPLE,
     ("train/trainable/vae.py", "--vae"): SAMPLE,
+    ("train/trainable/base.py", "--to"): ("train export",),
+    ("train/run/exports/text.py", "--to"): ("train export",),
+    ("train/trainable/adapters.py", "--to"): ("train export",),
     ("train/recipes/core/base.py", "--guidance"): SAMPLE,
     # the card's command that trains it again
-    ("train/run/export.py", "--data"): ("train run",),
-    ("train/run/export.py", "--init"): ("train run",),
-    ("train/run/export.py", "--set"): ("train run",),
+    ("train/run/exports/export.py", "--data"): ("train run",),
+    ("train/run/exports/export.py", "--init"): ("train run",),
+    ("train/run/exports/export.py", "--set"): ("train run",),
     ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
 }
 """Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,

@@ -103,7 +103,7 @@ def _of_run(
         if not isinstance(part, Adapter):
             raise UserError(f"--init {path} trained {part.kind}", "export it, and name that as --model")
         stored = _free(theirs.name, staging)
-        usage = part.usage(over(info.init))
+        usage = part.usage(over(info.init)).sampled(theirs.sampling.intended)
         tensors, _ = checkpoint.read_part(folder, info)
         write_lora(tensors, part.lora(model.spec), staging / stored, model.spec, usage)
     elif (one := theirs.trainable.model_dump()) != (two := recipe.trainable.model_dump()):

@@ -285,6 +285,7 @@ def _data_ref(named: NamedData) -> DataRef:
         rows=info.counts["encoded"],
         licences=info.licences,
         encoding=info.describe_encoding(),
+        trigger=info.config.trigger,
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from uhr.models.adapters.files import AdapterFile
     from uhr.models.adapters.formats.usage import Usage
+    from uhr.models.adapters.low_rank import LowRank
     from uhr.models.adapters.plain import LoraSpec
     from uhr.models.adapters.surgeries import AdapterSurgery
     from uhr.models.loading.opening import ModelName
@@ -149,7 +150,13 @@ class Adapter(Trainable):
         from uhr.models.publish.export import export_lora
 
         over = Usage.of(part.metadata, (), "of the checkpoint").over
-        return export_lora(part.tensors, self.lora(spec), out, facts, self.usage(over))
+        usage = self.usage(over).sampled(facts.intended)
+        return export_lora(part.tensors, self.lora(spec), out, facts, usage)
+
+    def plain_lora(self, part: PartFile, spec: ModelSpec) -> dict[str, LowRank]:
+        from uhr.models.adapters.conversion import lora_of_state
+
+        return lora_of_state({key: tensor.float() for key, tensor in part.tensors.items()}, self.strength)
 
     def sample_options(self, folder: Path, model: ModelName) -> list[str]:
         return [*model.options(), "--adapter", str(folder)]
@@ -209,6 +216,12 @@ class GuideLora(Lora):
 
     def usage(self, over: Mapping[str, str]) -> Usage:
         return super().usage(over).model_copy(update={"tokens": "guide"})
+
+    def plain_lora(self, part: PartFile, spec: ModelSpec) -> dict[str, LowRank]:
+        what = (
+            f"{self.describe(spec)}: other programs apply a LoRA to every token, for which it was not trained"
+        )
+        raise UserError(what, "export it as a folder, without --to, for `uhr sample ultragen`")
 
     def surgery(self, spec: ModelSpec, seed: int) -> AdapterSurgery:
         from uhr.models.adapters.surgeries import TokenMaskedLora

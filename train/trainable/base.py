@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from uhr.base.errors import UserError
 from uhr.base.kinds import Kind
 from uhr.models.specs.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
+    from uhr.models.adapters.low_rank import LowRank
     from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
 
@@ -95,6 +97,14 @@ class Trainable(Kind):
     @abstractmethod
     def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
         """Write the part with a model card into a new folder, in the form that other programs load."""
+
+    def plain_lora(self, part: PartFile, spec: ModelSpec) -> dict[str, LowRank]:
+        """Return the part as a plain LoRA that is exactly the same function, by diffusers' paths.
+
+        Raises UserError if there is none.
+        """
+        what = f"{self.describe(spec)}: no LoRA is the same function"
+        raise UserError(what, "export it as a folder, without --to")
 
     @abstractmethod
     def sample_options(self, folder: Path, model: ModelName) -> list[str]:

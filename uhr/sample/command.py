@@ -19,11 +19,14 @@ from uhr.sample import image_set
 from uhr.sample import options as opt
 
 if TYPE_CHECKING:
-    from uhr.models.generate.request import Item, Request
+    from uhr.models.generate.adapter_sampling import AdapterDefaults
+    from uhr.models.generate.request import Adapter, Item, Request
     from uhr.models.generate.session import GeneratedImage, Session
     from uhr.models.generate.setup import Setup
     from uhr.models.generate.target import Target
     from uhr.models.llm.refine import Refinement
+    from uhr.models.loading.opening import ModelName
+    from uhr.models.specs.spec import ModelSpec
 
 LIST, GENERATE, REPEAT = "Information", "Samplers", "Repeat an image"
 
@@ -159,26 +162,29 @@ def generate(
 ) -> None:
     from uhr.models.generate.request import Adapter, Item, Request, parse_size
     from uhr.models.generate.target import Target
+    from uhr.models.loading.opening import ModelName
 
     if prompt is None and prompts is None and image is not None:
         prompt = _prompt_of(image)
+    sampler, chosen = str(ctx.info_name), [Adapter.parse(text) for text in adapters or ()]
+    defaults = _defaults(chosen, ModelName(model, spec, base), sampler, guidance, sets or [])
     tree = {
-        "sampler": str(ctx.info_name),
+        "sampler": sampler,
         "model": model,
         "base": base,
         "spec": spec,
         "size": parse_size(size) if size else None,
         "scale": scale,
         "steps": steps,
-        "guidance": guidance,
-        "adapters": [Adapter.parse(text) for text in adapters or ()],
+        "guidance": defaults.guidance if guidance is None else guidance,
+        "adapters": chosen,
         "dtype": dtype,
         "device": device,
         "offload": offload,
         "quantize": quantize,
         "transformer": transformer,
         "vae": vae,
-        "options": apply_sets({}, sets or []),
+        "options": apply_sets({}, [*defaults.sets, *(sets or [])]),
     }
     request = build(Request, tree, "uhr sample")
     item = build(
@@ -207,6 +213,32 @@ def generate(
             previews,
             as_json,
         )
+
+
+def _defaults(
+    adapters: list[Adapter], model: ModelName, sampler: str, guidance: float | None, sets: list[str]
+) -> AdapterDefaults:
+    """What the adapters say about their sampling; it is printed, and so is where the user's values differ."""
+    from uhr.models.generate.adapter_sampling import AdapterDefaults, defaults_of
+
+    if not adapters:
+        return AdapterDefaults()
+    found = defaults_of(adapters, sampler, guidance, sets, _known_spec(model))
+    for line in found.notes:
+        console.note(line)
+    for line in found.warnings:
+        console.warn(line)
+    return found
+
+
+def _known_spec(model: ModelName) -> ModelSpec | None:
+    """The spec of a model; None for one that is not found, which is reported where it is opened."""
+    from uhr.models.specs.registry import get, names
+
+    try:
+        return get(model.model) if model.model in names() else model.open().spec
+    except UserError:
+        return None
 
 
 def _prompt_of(image: Path) -> str | None:

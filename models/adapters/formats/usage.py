@@ -16,16 +16,46 @@ METADATA = "uhr_adapter"
 """The key in a safetensors file's metadata: a `Usage` as JSON."""
 
 
+class IntendedSampling(Config):
+    """How images are generated with an adapter, where that differs from any other adapter.
+
+    sampler: its name. guidance: the guidance of a call; None is that of the model's card.
+    options: the sampler's options, by name as `--set` takes them.
+    """
+
+    sampler: str = "euler"
+    guidance: float | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def guidance_of(self, sampler: str) -> float | None:
+        """The guidance of a call of `sampler`; None if it has no other than without the adapter.
+
+        patch-cascade has a guidance of its patches; that of the call is its base pass's.
+        """
+        return None if sampler == self.sampler == "patch-cascade" else self.guidance
+
+    @property
+    def sets(self) -> list[str]:
+        """The options as `--set` takes them."""
+        return [f"{name}={value}" for name, value in self.options.items()]
+
+
 class Usage(Config):
-    """The tokens that an adapter acts on, and the adapters that it needs.
+    """The tokens that an adapter acts on, the adapters that it needs, and how it is sampled.
 
     tokens: all of them, or a guide's alone (`masked.py`)
     over:   adapters that it was trained on top of and that must be active with it, name -> SHA-256 of the
     file
+    sampling: None if it is sampled as the model alone
     """
 
     tokens: Literal["all", "guide"] = "all"
     over: dict[str, str] = Field(default_factory=dict)
+    sampling: IntendedSampling | None = None
+
+    def sampled(self, sampling: IntendedSampling) -> Usage:
+        """Return the usage with what is particular about sampling."""
+        return self.model_copy(update={"sampling": None if sampling == IntendedSampling() else sampling})
 
     def metadata(self) -> dict[str, str]:
         """Return entries for a file's metadata; none if all values are the defaults."""

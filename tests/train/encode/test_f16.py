@@ -15,7 +15,7 @@ from uhr.train.encode.run import encode
 from uhr.train.encode.work.memory import images_together, memory_for, tiled
 from uhr.train.recipes import resolve
 from uhr.train.run.estimate.estimate import estimate
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import start
 from uhr.train.run.trainer import Trainer
 

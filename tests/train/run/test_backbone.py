@@ -14,7 +14,7 @@ from uhr.models.zoo import load_transformer
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.masters import Masters
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import folder_of
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from uhr.base.errors import UserError
 from uhr.train.run.checkpoints.checkpoint import folder_of, steps
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.trainer import train
 
 

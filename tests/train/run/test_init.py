@@ -17,7 +17,7 @@ from uhr.models.zoo import load_transformer
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import folder_of, steps
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import read_run, reopen, start
 from uhr.train.run.trainer import Trainer, train
 

@@ -15,7 +15,7 @@ from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints import checkpoint
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import reopen, start
 from uhr.train.run.processes.parallel import ALONE, whole
 from uhr.train.run.trainer import Trainer, train

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from uhr.base.config import Config, apply_sets, build
 from uhr.base.errors import UserError
 from uhr.base.kinds import Kind
+from uhr.models.adapters.formats.usage import IntendedSampling
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
@@ -232,17 +233,21 @@ class Sampling(Config):
         build(options_class(self.sampler), apply_sets({}, self.sets), f"sampling.options of {self.sampler}")
 
     @property
+    def intended(self) -> IntendedSampling:
+        """The same in the form that files of adapters have."""
+        return IntendedSampling(sampler=self.sampler, guidance=self.guidance, options=self.options)
+
+    @property
     def sets(self) -> list[str]:
         """The options as `--set` takes them."""
-        return [f"{name}={value}" for name, value in self.options.items()]
+        return self.intended.sets
 
     @property
     def arguments(self) -> list[str]:
         """The options of `uhr sample SAMPLER`."""
-        # patch-cascade has a guidance of the patches; the other is that of its base pass
-        guided = self.guidance is not None and self.sampler != "patch-cascade"
+        guidance = self.intended.guidance_of(self.sampler)
         sets = [part for each in self.sets for part in ("--set", each)]
-        return [*(["--guidance", f"{self.guidance:g}"] if guided else []), *sets]
+        return [*(["--guidance", f"{guidance:g}"] if guidance is not None else []), *sets]
 
 
 class RecipeBase(Config):

@@ -62,11 +62,12 @@ class DataRef(Config):
     """Encoded data of a run, identified by `id`; `path` is where it was. `licences` counts `rows`.
 
     name: under which the recipe uses it. encoding: what of its encoding changes the images of a model, for
-    people; empty in a run of an earlier version.
+    people; empty in a run of an earlier version. trigger: the word that its captions have.
     """
 
     name: str = "main"
     encoding: str = ""
+    trigger: str | None = None
     path: str
     id: str
     manifest_id: str

@@ -16,7 +16,7 @@ from uhr.train.run.checkpoints.average import MARK, decay_at, describe_average, 
 from uhr.train.run.checkpoints.checkpoint import FILE, folder_of
 from uhr.train.run.checkpoints.state import TrainState
 from uhr.train.run.estimate.estimate import estimate
-from uhr.train.run.export import export
+from uhr.train.run.exports.export import export
 from uhr.train.run.job import reopen
 from uhr.train.run.trainer import Trainer, train
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from uhr.base.console import command
 from uhr.base.errors import UserError
+from uhr.models.adapters import files as adapters
+from uhr.models.adapters.formats.keys import LAYOUTS
+from uhr.models.adapters.formats.usage import ORDINARY
+from uhr.models.adapters.formats.writing import Format
+from uhr.models.adapters.low_rank import total
+from uhr.models.generate.input_images import open_image
 from uhr.models.publish.card import CardFacts
+from uhr.models.publish.lora_file import PROGRAMS, LoraFile, file_name
 from uhr.models.zoo import get
 from uhr.train.encode.stored.encoded import NOT_STATED
 from uhr.train.recipes import NAMES, read_recipe, sets_between
@@ -19,6 +27,7 @@ from uhr.train.run import init
 from uhr.train.run.checkpoints import average, checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
+from uhr.train.run.monitoring import validation_images
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.base import PartFile
 
@@ -30,6 +39,99 @@ def export(
 
     weights: the trained ones, or their moving average if the recipe keeps one (`average.decay_at`).
     """
+    recipe, info, part = _read(run, step, weights)
+    facts = _facts(out.resolve().name, recipe, info, weights)
+    return recipe.trainable.export(part, get(info.model.spec), out, facts), info
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an adapter. `rank` is the largest of its modules, `includes` the adapters that the run was
+    trained on top of, `difference` the largest of the file to what was trained (`LoraFile.write`)."""
+
+    path: Path
+    info: CheckpointInfo
+    content: LoraFile
+    rank: int
+    includes: tuple[str, ...]
+    difference: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return the file as JSON."""
+        facts = self.content.facts
+        return {
+            "file": str(self.path),
+            "to": self.content.form.value,
+            "step": self.info.step,
+            "trained": facts.trained,
+            "rank": self.rank,
+            "includes": list(self.includes),
+            "trigger": self.content.trigger,
+            "preview": self.content.preview is not None,
+            "programs": PROGRAMS[self.content.form],
+            "sampling": self.content.sampling,
+            "largest_difference": self.difference,
+        }
+
+
+def export_file(
+    run: Path,
+    form: Format,
+    name: str,
+    out: Path | None = None,
+    step: int | None = None,
+    weights: Literal["trained", "ema"] = "trained",
+    trigger: str | None = None,
+    preview: Path | None = None,
+) -> ExportedFile:
+    """Write the trained adapter of a checkpoint as one file for other programs, which works by itself.
+
+    Adapters that the run was trained on top of are added to it, exactly: ranks add up.
+
+    Args:
+        out: the file, or a folder for `name`.safetensors; the run's folder if None.
+        trigger: the word of its captions; None is the one that the data were encoded with.
+        preview: an image; None is the run's last validation image up to that step, if it has any.
+
+    Raises:
+        UserError: if the trained part is no plain LoRA, and if the file exists.
+    """
+    place = out or run
+    path = place if place.suffix == ".safetensors" else place / file_name(name)
+    recipe, info, part = _read(run, step, weights)
+    spec = get(info.model.spec)
+    lora = recipe.trainable.plain_lora(part, spec)
+    needed = needed_files(run, info)
+    layout = LAYOUTS[spec.transformer_class]
+    parts = [lora, *(adapters.read(file, layout).lora for file in needed.values())]
+    whole = {
+        module: total([each[module] for each in parts if module in each])
+        for module in dict.fromkeys(module for each in parts for module in each)
+    }
+    words = list(dict.fromkeys(ref.trigger for ref in info.data if ref.trigger))
+    shown_image = preview or _last_image(run, info.step)
+    content = LoraFile(
+        name=path.stem,
+        form=form,
+        facts=_facts(path.stem, recipe, info, weights),
+        trigger=trigger or ", ".join(words) or None,
+        preview=None if shown_image is None else open_image(shown_image).rgb,
+    )
+    apart = content.write(whole, path, ORDINARY.sampled(recipe.sampling.intended))
+    rank = max(each.rank for each in whole.values())
+    return ExportedFile(path, info, content, rank, tuple(needed), apart)
+
+
+def _last_image(run: Path, step: int) -> Path | None:
+    """The first image of the run's last validation up to a step; None if there is none."""
+    found = (run / validation_images.FOLDER).glob("step-*/000.png")
+    steps = {int(file.parent.name.removeprefix("step-")): file for file in found}
+    before = [each for each in steps if each <= step]
+    return steps[max(before)] if before else None
+
+
+def _read(run: Path, step: int | None, weights: str) -> tuple[RecipeBase, CheckpointInfo, PartFile]:
+    """The recipe, the facts and the trained part of a checkpoint."""
     read_run(run)
     folder, info = _choose(run, step)
     recipe = read_recipe(info.recipe)
@@ -44,9 +146,7 @@ def export(
     if weights == "ema":
         # an average has no constants of the part: they are in its own file
         tensors |= checkpoint.read_average(folder, info)
-    facts = _facts(out.resolve().name, recipe, info, weights)
-    part = PartFile(tensors, metadata)
-    return recipe.trainable.export(part, get(info.model.spec), out, facts), info
+    return recipe, info, PartFile(tensors, metadata)
 
 
 def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
@@ -84,6 +184,7 @@ def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) ->
         sampler=recipe.sampling.sampler,
         sample_arguments=tuple(recipe.sampling.arguments),
         sample_guidance=recipe.sampling.guidance,
+        sample_options=recipe.sampling.options,
         manifest_id=", ".join(dict.fromkeys(ref.manifest_id for ref in info.data)),
         trained_on=sum(data.rows for data in info.data),
         licences=licences,
