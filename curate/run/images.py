@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uhr.base.paths import unescaped
+from uhr.curate.frame import Frame
+from uhr.curate.patch_frame import PatchFrame
 from uhr.curate.planning.planned import Pass, PlannedStage
 from uhr.curate.run.earlier.rows import EarlierRows, Outdated
 from uhr.curate.run.lanes import Lanes
@@ -17,9 +19,6 @@ from uhr.manifests.sources.base import GIVEN, Item, Source
 from uhr.manifests.sources.blobs import Blob, MemoryBlob
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header
-
-if TYPE_CHECKING:
-    from uhr.curate.frame import Frame
 
 
 class UnitImages:
@@ -47,8 +46,6 @@ class UnitImages:
 
     def frame(self, index: int) -> Frame:
         """Return the image of a row, or the patch."""
-        from uhr.curate.frame import Frame
-
         row = self._rows[index]
         if row.get("box") is None:
             blob = self._source.open(self._with_content(index))
@@ -60,8 +57,6 @@ class UnitImages:
 
     def child_frame(self, whole: Frame, index: int) -> Frame:
         """Return a patch of an image."""
-        from uhr.curate.patch_frame import PatchFrame
-
         row = self._rows[index]
         return PatchFrame(whole, tuple(row["box"]), row)
 
@@ -121,7 +116,9 @@ class UnitImages:
         if self._evidence is not None and self._earlier.answer(index, row, self._evidence) is None:
             # how the image was fetched is not stored with its bytes
             return item
-        known = row.get("content_hash") or self._earlier.content_hash(index, row)
+        known = row.get("content_hash")
+        if known is None and self._earlier:
+            known = self._earlier.content_hash(index, row)
         return item if known is None else {**item, "content_hash": known}
 
     def check_content(self, index: int, frame: Any) -> None:

@@ -104,8 +104,8 @@ class Lanes:
             self._paused[file_of_pause.name] = Paused(lane, why)
 
     def __bool__(self) -> bool:
-        """Whether any row of any lane has failed."""
-        return bool(self._watched)
+        """Whether any row of any lane has failed, or any lane is paused."""
+        return bool(self._watched or self._paused)
 
     def __iter__(self) -> Iterator[Paused]:
         """The paused lanes."""

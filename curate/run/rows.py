@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +98,25 @@ class Tally(NamedTuple):
         return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
+class _Timer:
+    """A context manager that counts the calls of a stage, and adds up their time. As a class of its own it
+    takes a quarter of the time of one of `contextlib`, which matters at thousands of images a second.
+    """
+
+    __slots__ = ("_start", "calls", "seconds")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+        self.calls += 1
+
+
 class UnitRows:
     """Collects the rows of a task. A row is a dict of the columns known so far; its index is that of its
     item, or comes after those if it is a patch that was added.
@@ -108,14 +126,13 @@ class UnitRows:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._converters: dict[str, dict[str, Converter]] = {}
+        self._timers: dict[tuple[str, int], _Timer] = {}
         self._rows = rows
         self._previews: dict[int, tuple[bytes, int, int]] = {}
         self._hidden: set[int] = set()
         self._ran: dict[int, list[str]] = {}
         self.broken_sidecars = 0
         self.counts = RuleCounts()
-        self.measured: Counter[str] = Counter()
-        self.microseconds: Counter[str] = Counter()
         self.reused: Counter[str] = Counter()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -146,9 +163,9 @@ class UnitRows:
             }
         if not isinstance(values, Mapping):
             raise TypeError(f"annotate gives {type(values).__name__}, not a mapping of its columns")
-        undeclared = values.keys() - converters.keys()
-        if undeclared:
-            raise ValueError(f"it gives column {sorted(undeclared)[0]!r}, which it does not declare")
+        if not values.keys() <= converters.keys():
+            undeclared = min(values.keys() - converters.keys())
+            raise ValueError(f"it gives column {undeclared!r}, which it does not declare")
         converted = {}
         for name, value in values.items():
             try:
@@ -170,15 +187,12 @@ class UnitRows:
             self.hide(index)
         self._ran.setdefault(index, []).append(planned.label)
 
-    @contextlib.contextmanager
-    def timed(self, label: str, rows: int = 1) -> Generator[None]:
-        """Count a call of a stage on some rows, and the time that the block takes."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.measured[label] += rows
-            self.microseconds[label] += round((time.perf_counter() - start) * 1e6)
+    def timed(self, label: str, rows: int = 1) -> _Timer:
+        """Return a context manager that counts a call of a stage on some rows, and the time of its block."""
+        timer = self._timers.get((label, rows))
+        if timer is None:
+            timer = self._timers[label, rows] = _Timer()
+        return timer
 
     def mark(self, index: int, label: str) -> None:
         """Note that a stage gave its result for a row whose columns it does not write: it cut its patches."""
@@ -245,7 +259,14 @@ class UnitRows:
             if channels:
                 left = row.get("channels")
                 row["channels"] = [] if row["status"] != KEPT else list(channels) if left is None else left
-        columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in schema]
+        # most columns of a set without sidecars have no value in any row: they are made at once
+        given = {name for row in self._rows for name, value in row.items() if value is not None}
+        columns = [
+            pa.array([row.get(f.name) for row in self._rows], f.type)
+            if f.name in given
+            else pa.nulls(len(self._rows), f.type)
+            for f in schema
+        ]
         fields = [*schema, RAN]
         columns.append(pa.array([self._ran.get(i) for i in range(len(self._rows))], RAN.type))
         if previews:
@@ -264,6 +285,11 @@ class UnitRows:
         kept = verdicts[(KEPT, None)]
         seen = Counter(dict(sorted(self.counts.seen.items())))
         lost = Counter(dict(sorted(self.counts.lost.items())))
+        measured: Counter[str] = Counter()
+        seconds: dict[str, float] = {}
+        for (label, rows), timer in self._timers.items():
+            measured[label] += rows * timer.calls
+            seconds[label] = seconds.get(label, 0.0) + timer.seconds
         return Tally(
             kept,
             by_reason[REJECTED],
@@ -272,8 +298,8 @@ class UnitRows:
             self.broken_sidecars,
             lost,
             sum(n for (status, _), n in verdicts.items() if status == UNDONE),
-            self.measured,
-            self.microseconds,
+            measured,
+            Counter({label: round(taken * 1e6) for label, taken in seconds.items()}),
             self.reused,
         )
 

@@ -294,11 +294,11 @@ class _UnitRun:
     def _sidecars(self, index: int) -> bool:
         """Read the sidecars of one image; return False if the image failed."""
         label = "sidecars"
-        if not self._begin(index, 0, label):
-            return False
         files = self._images.sidecar_files(index)
         if not files:
             return True
+        if not self._begin(index, 0, label):
+            return False
         try:
             sidecar = read_sidecars(files, self._plan.config.sidecars.model_dump())
         except PixelFault as fault:
@@ -316,8 +316,10 @@ class _UnitRun:
 
     def _waits(self, index: int, label: str) -> bool:
         """Leave a row undone if the stage that is to be called, or what its bytes come from, is paused."""
+        if not self._lanes:
+            return False
         why = self._lanes.paused(stage_lane(label))
-        if why is None and not self._source.fetches and self._lanes:
+        if why is None and not self._source.fetches:
             why = self._lanes.paused(self._source.lane(self.rows[index]))
         if why is not None:
             self.rows.leave(index, why)
@@ -339,14 +341,18 @@ class _UnitRun:
     ) -> bool:
         """Add the columns of these stages for one image; return False if it failed."""
         label, called = "", False
+        reuses = bool(self._earlier)
         try:
             for number, planned in stages:
                 label = planned.label
-                if planned.sees(self.rows[index]) and not self._reuse(index, frame, planned):
+                if planned.sees(self.rows[index]) and not (reuses and self._reuse(index, frame, planned)):
                     if self._waits(index, label) or not self._begin(index, number, label):
                         return False
                     called = True
-                    self._call(index, frame, planned)
+                    if reuses:
+                        self._images.check_content(index, frame)
+                    with self.rows.timed(label):
+                        self.rows.put(index, planned, planned.stage.annotate(frame))
                 if self._previews and number == 1 + len(self._pass.header):
                     # right after the first pixel stage, so that images which later rules reject have one too
                     label = "preview"  # whichever stage comes first: the fault is of the image
@@ -394,12 +400,6 @@ class _UnitRun:
             raise EarlierFault(answer.fault)
         self.rows.take_over(index, planned, answer.values)
         return True
-
-    def _call(self, index: int, frame: Any, planned: PlannedStage[FrameStage]) -> None:
-        """Call a stage on one image."""
-        self._images.check_content(index, frame)
-        with self.rows.timed(planned.label):
-            self.rows.put(index, planned, planned.stage.annotate(frame))
 
     def _reuse_preview(self, index: int) -> bool:
         """Take over the preview that an earlier run made of these bytes; return False if there is none."""

@@ -26,17 +26,16 @@ def open_version(path: Path | str, version: str | None = None) -> Generator[int]
     in place of a `PixelFault` of the block, which may be due to the change, and `PixelFault("unreadable")`
     for a file that cannot be opened or is not a regular one; a pipe or a socket does not block.
     """
-    handle = _open(path, version)
+    handle, before = _open(path, version)
     try:
-        before = os.fstat(handle)
         if version is not None:
             _compare(before, version, "it was listed")
         try:
             yield handle
         except PixelFault:
-            _compare(os.fstat(handle), file_version(before), "reading began")
+            _compare_again(handle, before)
             raise
-        _compare(os.fstat(handle), file_version(before), "reading began")
+        _compare_again(handle, before)
     except OSError as error:
         raise _unreachable(error, None) from None
     finally:
@@ -57,17 +56,25 @@ def stat_file(path: Path | str, version: str | None = None) -> os.stat_result:
     return status
 
 
-def _open(path: Path | str, version: str | None) -> int:
+def _open(path: Path | str, version: str | None) -> tuple[int, os.stat_result]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise _unreachable(error, version) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         if version is not None:
             raise changed("there is no regular file under its name any more")
         raise PixelFault("unreadable", "not a regular file")
-    return handle
+    return handle, status
+
+
+def _compare_again(handle: int, before: os.stat_result) -> None:
+    now = os.fstat(handle)
+    # the parts of a version: no text is made of them for every file
+    if now.st_size != before.st_size or now.st_mtime_ns != before.st_mtime_ns:
+        _compare(now, file_version(before), "reading began")
 
 
 def _compare(status: os.stat_result, version: str, since: str) -> None:

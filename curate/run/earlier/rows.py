@@ -43,6 +43,10 @@ class EarlierRows:
         self._rows: dict[int, KnownRow] = {}
         self._checked: set[int] = set()
 
+    def __bool__(self) -> bool:
+        """Whether there are earlier results of any row."""
+        return bool(self._earlier)
+
     def answer(self, index: int, row: Mapping[str, Any], planned: PlannedStage[Any]) -> Answer | None:
         """Return the result of a stage for a row; None if it has to be called."""
         if not self._earlier or index in self._outdated:
