@@ -10,6 +10,7 @@ import collections
 import datetime
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -189,12 +190,13 @@ def _read(
 ) -> Iterator[Sample]:
     """Yield the images of the rows, read ahead by threads; those that cannot be read go to `failed`."""
     captions = request.options.captions
+    hashing = threading.Semaphore(max(1, pa.cpu_count() - 1))
     with ThreadPoolExecutor(_READERS) as pool:
         waiting: collections.deque[tuple[Mapping[str, Any], Future[tuple[bytes, str]]]] = collections.deque()
         given = iter(rows)
         while True:
             while len(waiting) < 2 * _READERS and (row := next(given, None)) is not None:
-                waiting.append((row, pool.submit(_image, request, row)))
+                waiting.append((row, pool.submit(_image, request, row, hashing)))
             if not waiting:
                 return
             row, future = waiting.popleft()
@@ -215,16 +217,22 @@ def _read(
             yield Sample(row, data, extension, caption)
 
 
-def _image(request: ExportRequest, row: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Return an image's file and its extension. Raises PixelFault if it cannot be read, or has changed."""
+def _image(request: ExportRequest, row: Mapping[str, Any], hashing: threading.Semaphore) -> tuple[bytes, str]:
+    """Return an image's file and its extension. Raises PixelFault if it cannot be read, or has changed.
+
+    hashing: as many threads hash at a time, so that a core is left to the thread that writes.
+    """
     blob = request.parent.source.open(row)
     try:
         data = blob.read(NO_LIMITS)
     except OSError as error:
         raise PixelFault("unreadable", one_line(error)) from None
     expected = row.get("content_hash")
-    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
-        raise PixelFault("changed", "the bytes are not those that were curated")
+    if expected is not None:
+        with hashing:
+            found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise PixelFault("changed", "the bytes are not those that were curated")
     header = read_header(data)
     box = row.get("box")
     if box is not None or (request.format.upright and not _is_plain(header)):

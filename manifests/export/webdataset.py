@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from uhr.base.files import atomic
+from uhr.base.files import EarlyWrites, atomic
 from uhr.manifests.export.base import Entry, Format, Sample, Shard
 
 _COPIED = 16 << 20
@@ -33,8 +33,10 @@ class WebDataset(Format):
         path = self.paths(shard)
         with (
             atomic(out / path) as temporary,
-            tarfile.TarFile(temporary, "w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
+            open(temporary, "wb") as file,
+            tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
         ):
+            writes = EarlyWrites(file.fileno())
             for sample in samples:
                 facts = sample.facts()
                 for extension, data in (
@@ -46,4 +48,5 @@ class WebDataset(Format):
                     member.size = len(data)
                     member.mode = 0o644
                     tar.addfile(member, io.BytesIO(data))
+                writes.grown(tar.offset)
                 yield Entry(path, shard.split, sample.caption, facts)

@@ -18,6 +18,7 @@ from typing import Any
 from uhr.base.errors import UserError
 
 _CHUNK = 16 << 20
+_WRITTEN_AT_ONCE = 64 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A disk or quota is full, or a file is larger than its limit."""
 
@@ -140,6 +141,25 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class EarlyWrites:
+    """Has the system write a growing file to disk while it grows, so that the `sync` at its end waits for
+    little. What was written may leave the system's cache. Nothing happens where the system has no such call.
+
+    handle: of the open file, whose bytes are only appended.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._begun = 0
+
+    def grown(self, size: int) -> None:
+        """Begin to write what was appended; `size` are the bytes of the file by now."""
+        count = size - self._begun
+        if count >= _WRITTEN_AT_ONCE and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._handle, self._begun, count, os.POSIX_FADV_DONTNEED)
+            self._begun = size
 
 
 def user_path(text: str | Path) -> Path:
