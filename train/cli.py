@@ -125,8 +125,9 @@ def plan_(
     """Estimate steps, tokens, parameters, memory, storage and time of a run; loads no weights."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.estimate.estimate import estimate, print_estimate
+    from uhr.train.run.estimate.estimate import estimate
     from uhr.train.run.estimate.memory import Processes
+    from uhr.train.run.estimate.plan_text import print_estimate
 
     named, processes = ModelName(model, spec, base), Processes(workers, machines)
     found = estimate(resolve(recipe, config, sets), named, data or [], on, processes)
@@ -271,7 +272,7 @@ def run_(
         return job
 
     with saving(out, AGAIN), with_options(**IN_RECIPE):
-        _train(out, resolved.runtime.device, begin, launch)
+        _train(out, resolved, begin, launch)
 
 
 @app.command("resume")
@@ -301,12 +302,13 @@ def resume_(
         return job
 
     with saving(run, AGAIN), with_options(**IN_RECIPE):
-        _train(run, recipe_of(run, sets or []).runtime.device, begin, launch)
+        _train(run, recipe_of(run, sets or []), begin, launch)
 
 
-def _train(out: Path, device: str, begin: Callable[[], Any], launch: Any) -> None:
+def _train(out: Path, recipe: Any, begin: Callable[[], Any], launch: Any) -> None:
     """Start or reopen a run, train it, and say how it ended."""
-    found = launch.train(out, device, begin)
+    launch.check(recipe)
+    found = launch.train(out, recipe.runtime.device, begin)
     if found is None:
         return
     job, result = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -99,18 +100,25 @@ class Timesteps(Config):
 
 @lru_cache
 def _range_of(timesteps: Timesteps) -> tuple[float, float]:
-    """The range of u whose sigma lies in the band, by bisection: the quantile function rises."""
-    import torch
-
+    """The range of u whose sigma lies in the band. Recipes are read without torch, so it is not used here."""
     assert timesteps.band is not None
-
-    def place(level: float) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            value = timesteps._unbanded(torch.tensor(middle, dtype=torch.float64)).item()
-            low, high = (middle, high) if value < level else (low, middle)
-        return (low + high) / 2
-
     low, high = timesteps.band
-    return (place(low) if low > 0 else 0.0), (place(high) if high < 1 else 1.0)
+    return (_share_below(timesteps, low) if low > 0 else 0.0), (
+        _share_below(timesteps, high) if high < 1 else 1.0
+    )
+
+
+def _share_below(timesteps: Timesteps, sigma: float) -> float:
+    """The inverse of `Timesteps._unbanded` at a level in (0, 1)."""
+    level = sigma / (timesteps.shift - (timesteps.shift - 1) * sigma)
+    if timesteps.density == "logit_normal":
+        return NormalDist(timesteps.mean, timesteps.std).cdf(math.log(level / (1 - level)))
+    if timesteps.density == "uniform":
+        return level
+    # of the mode density by bisection: it rises
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        u = (low + high) / 2
+        value = u - timesteps.scale * (math.sin(math.pi / 2 * u) ** 2 - u)
+        low, high = (u, high) if value < level else (low, u)
+    return (low + high) / 2

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.mask import Piece, mask_mod, pieces
 from uhr.models.attention.window_rules import WindowRules
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def tile_pairs(
     A tile that is 0 is skipped by a block-sparse kernel, and one that is full needs no mask. Keys are the
     joint sequence [T | X | Y] (Y only with `guide`), queries its first `queries` tokens, all by default.
     """
+    import torch
+
     length = text + layout.tokens + guide * layout.guide_tokens
     queries = length if queries is None else queries
     if rules.neighbourhood == "sliding":
@@ -114,6 +118,8 @@ def _kinds(
 
     A kind is a set of tokens that the rules treat alike: all text, one window of X, one window of Y.
     """
+    import torch
+
     index = torch.arange(length, device=device)
     windows = layout.rows * layout.columns
     image = 1 + (index - text) // layout.window**2
@@ -129,6 +135,8 @@ def _kinds(
 
 def _kinds_in_tiles(kind: torch.Tensor, tile: int, kinds: int) -> torch.Tensor:
     """Count the tokens of each kind in each tile: float32 [tiles, kinds]."""
+    import torch
+
     tiles = -(-len(kind) // tile)
     counts = torch.zeros(tiles, kinds, device=kind.device)
     place = torch.arange(len(kind), device=kind.device) // tile
@@ -145,6 +153,8 @@ def _tiles_by_token(
     device: torch.device | str,
 ) -> torch.Tensor:
     """Count as `tile_pairs`, token by token: for rules that give every query its own neighbourhood."""
+    import torch
+
     allowed = mask_mod(layout, rules, text)
     zero = torch.zeros((), dtype=torch.long, device=device)
     key = torch.arange(length, device=device)

@@ -9,11 +9,13 @@ row over windows and row by row inside each (UltraGen's second version; its firs
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from uhr.base.errors import UserError
 from uhr.models.ops.sizes import check_sides, nearest, up_to
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class WindowLayout:
         token at the top left of the area it covers. Taking the rotary angles of these image tokens therefore
         gives the guide exactly the scaled positions, whatever the position embedding does with them.
         """
+        import torch
+
         raster = torch.arange(self.tokens, device=device).view(self.height, self.width)
         order = self.to_windows(raster.flatten(), dim=0)
         place = torch.empty_like(order)

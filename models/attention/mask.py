@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.window_rules import WindowRules
 
-MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+MaskMod = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """(batch, head, query index, key index) -> bool, over indices into [T | X | Y]; FlexAttention's signature."""
 
 
@@ -62,6 +64,8 @@ def _sliding_spans(reach: int, side: int) -> dict[int, tuple[int, int]]:
 
 def sliding_mask(piece: Piece, reach: int, side: int, device: torch.device) -> torch.Tensor:
     """Return which tokens of a piece are within `reach` of each query, per axis: bool [side^2, tokens]."""
+    import torch
+
     query = torch.arange(side, device=device)
     rows = torch.arange(piece.top, piece.bottom, device=device) + piece.row * side
     columns = torch.arange(piece.left, piece.right, device=device) + piece.column * side
@@ -124,6 +128,8 @@ def dense_mask(
     layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Return the rules as a bool matrix [S, S], S = T + N (+ M with `guide`): for small grids and display."""
+    import torch
+
     length = text + layout.tokens + guide * layout.guide_tokens
     index = torch.arange(length, device=device)
     zero = torch.zeros((), dtype=torch.long, device=device)

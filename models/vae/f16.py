@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uhr.base.errors import UserError
 from uhr.models.surgery.base import Surgery, applied
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class F16(Surgery):
@@ -28,6 +29,8 @@ class F16(Surgery):
     )
 
     def perform(self, model: Any) -> dict[str, Any]:
+        from torch import nn
+
         conv, before = _first_conv(model), model.decoder.conv_act
         kept = {
             "stride": conv.stride,
@@ -50,6 +53,8 @@ class F16(Surgery):
 
 
 def _first_conv(model: Any) -> nn.Conv2d:
+    from torch import nn
+
     conv = getattr(getattr(model, "encoder", None), "conv_in", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "register_to_config"):
         what = f"{type(model).__name__} is not a VAE of diffusers"

@@ -34,6 +34,10 @@ class AdamW(Optimiser):
             list(parameters), lr=0.0, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
 
+    def state_bytes(self) -> float:
+        # both moments in float32; a plan needs no torch to know it
+        return 8.0
+
 
 class AdamW8bit(AdamW):
     """AdamW with 8-bit moments (Dettmers et al. 2110.02861) of bitsandbytes, on a GPU or a CPU.
@@ -53,6 +57,10 @@ class AdamW8bit(AdamW):
         return bitsandbytes.optim.AdamW8bit(
             list(parameters), lr=0.0, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
+
+    def state_bytes(self) -> float:
+        # 8 bits for each moment, and a float32 scale for each 256 elements
+        return 2 * (1 + 4 / 256)
 
 
 class Prodigy(Optimiser):
@@ -79,6 +87,10 @@ class Prodigy(Optimiser):
         from uhr.train.optimisers import prodigy
 
         return prodigy.Prodigy(list(parameters), lr=0.0, **self.model_dump(exclude={"kind"}))
+
+    def state_bytes(self) -> float:
+        # both moments, the initial value, and the running sum of the estimate
+        return 16.0
 
     def log_values(self, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         return {"d": optimiser.param_groups[0]["d"]}

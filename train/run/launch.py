@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from uhr.base.console import command
+from uhr.base.console import command, say
 from uhr.base.errors import UserError, unknown
 from uhr.models.zoo import pick_device
 from uhr.runtime.process import how_it_ended
 from uhr.runtime.threads import threads_each
 from uhr.runtime.worker import search_path
+from uhr.train.recipes.core.base import RecipeBase
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import Job, joined_job, lock_run
 from uhr.train.run.processes import parallel
+from uhr.train.run.processes.mesh import Accumulation
 from uhr.train.run.processes.parallel import EveryRank, Ranks, device_of
 from uhr.train.run.trainer import TrainingResult, train
 
@@ -71,12 +73,22 @@ class Launch:
             return cls("ray", workers or 1, address)
         raise unknown("launcher", chosen, get_args(Launcher), "--launcher")
 
+    def check(self, recipe: RecipeBase) -> None:
+        """Raise UserError if these processes cannot share the recipe's batch equally; rank 0 alone prints
+        it."""
+        try:
+            Accumulation.of(recipe.batch, self.workers)
+        except UserError:
+            if self.launcher == "torchrun" and not parallel.from_environment().first:
+                raise SystemExit(1) from None
+            raise
+
     def train(
         self, out: Path, device: str, begin: Callable[[], Job]
     ) -> tuple[Job, TrainingResult | None] | None:
         """Start or reopen a run, and train it.
 
-        begin: starts or reopens the job. device: that of the recipe.
+        begin: starts or reopens the job, whose recipe `check` has accepted. device: that of the recipe.
         Returns the job, and the result if a step was left; None in a process that has nothing to report.
         Raises UserError if one of the processes fails.
         """
@@ -94,8 +106,10 @@ class Launch:
             if self.launcher == "ray":
                 from uhr.train.run.on_ray import train_on_ray
 
+                _say_batch(job, self.workers)
                 return job, train_on_ray(job, self.workers, self.address)
             if self.workers == 1:
+                _say_batch(job, 1)
                 return job, train(job)
         # the lock is now rank 0's
         start_local(out, self.workers)
@@ -147,7 +161,15 @@ def take_part(
         resume = ranks.from_first(first)
         with ranks.together():
             job = found[0] if ranks.first else joined_job(out, resume)
-        return job, train(job, ranks) if job.done < job.recipe.steps else None
+        if job.done >= job.recipe.steps:
+            return job, None
+        _say_batch(job, ranks.world)
+        return job, train(job, ranks)
+
+
+def _say_batch(job: Job, workers: int) -> None:
+    """Print how the processes share a batch; all but the first have no output."""
+    say(Accumulation.of(job.recipe.batch, workers).describe())
 
 
 def start_local(out: Path, workers: int) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.train.optimisers import NAMES, optimiser
+from uhr.train.optimisers.base import Optimiser
 from uhr.train.recipes import resolve
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.checkpoints import optim
@@ -142,3 +143,12 @@ def test_a_recipe_that_was_written_and_read_has_the_same_optimiser(config):
 def test_the_registry_names_what_exists():
     for name in NAMES:
         assert optimiser({"kind": name, **ADAM}).kind == name
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: config["kind"])
+def test_the_stated_bytes_of_a_state_are_those_that_a_step_leaves(config):
+    stated, measured = (
+        state_bytes(optimiser(config)) for state_bytes in (lambda o: o.state_bytes(), Optimiser.state_bytes)
+    )
+    # of the small matrix that is measured, the tables of the 8-bit codes are a part
+    assert stated == pytest.approx(measured, abs=0.1)

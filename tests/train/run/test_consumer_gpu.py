@@ -63,7 +63,7 @@ def test_the_optimisers_state_is_counted_by_its_kind():
 def test_the_command_says_whether_it_fits(capsys):
     arguments = ["train", "plan", "lora", "--model", "flux1-dev", "--on"]
     assert main([*arguments, "rtx-4080"]) == 0
-    assert "does not fit in GeForce RTX 4080: 15.7 GiB, of which 14.7 GiB usable" in capsys.readouterr().out
+    assert "fits: no; GeForce RTX 4080 has 15.7 GiB, of which 14.7 GiB usable" in capsys.readouterr().out
     assert main([*arguments, "h200", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu"]["fits"] is True
     assert main([*arguments, "rtx-4081"]) == 1

@@ -12,7 +12,8 @@ from uhr.cli import main
 from uhr.train.run import launch, on_ray
 from uhr.train.run.checkpoints import checkpoint
 
-SETS = ["phases.main.steps=3", "phases.main.lr=0.01", "runtime.checkpoint_every=2"]
+SETS = ["phases.main.steps=3", "phases.main.lr=0.01", "runtime.checkpoint_every=2",
+        "batch.size=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def test_local_processes_train_and_only_the_first_prints(arguments, one, warm_ra
     of_one, of_two = adapter(one), adapter(tmp_path / "two")
     assert {n: tensor.shape for n, tensor in of_one.items()} == {n: t.shape for n, t in of_two.items()}
     first, second = warm_ranks
+    assert "batch: 2 = 2 processes x 1, in 1 pass of 1" in first.stdout()
     assert "3 steps done, mean loss" in first.stdout()
     assert "train: 3/3 steps" in first.stderr()
     assert second.stdout() + second.stderr() == ""
@@ -65,6 +67,17 @@ def test_local_processes_train_and_only_the_first_prints(arguments, one, warm_ra
     assert main(["train", "resume", str(tmp_path / "two"), "--workers", "2"]) == 0
     assert "is finished: all 3 steps are done" in capsys.readouterr().out
     assert len(warm_ranks) == 2
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused_before_anything_is_written(
+    arguments, tmp_path, capsys
+):
+    command = [*arguments, "--set", "batch.size=6", "--workers", "4", "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "batch.size is 6 in all, and 4 processes cannot share it equally: take 3 or 6 processes" in error
+    assert error.rstrip().endswith("or --set batch.size=4 or 8")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_that_is_killed_ends_the_others_with_its_name(

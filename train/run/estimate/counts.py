@@ -1,33 +1,20 @@
-"""The sizes of a backbone and of the part that is trained, counted on torch's meta device.
-
-Those of a published spec are kept in the user's cache: counting takes a second, but importing the real
-classes takes ten. An entry is for one version of this code and of the libraries.
-"""
+"""The sizes of a backbone and of the part that is trained, counted on torch's meta device."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import uhr.models
-import uhr.train
-from uhr.base.config import fingerprint
-from uhr.base.console import warn
-from uhr.base.errors import one_line
-from uhr.base.files import user_cache, write_json
 from uhr.models.estimate.operations import BackboneCost
 from uhr.models.estimate.shapes import empty_component
+from uhr.models.families.registry import FAMILIES
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.optimisers import NAMES as OPTIMISERS
+from uhr.train.encode.stored.tensors import size_of
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.estimate.memory import BaseSizes, PartSizes
+from uhr.train.run.estimate.stored import counted
 from uhr.train.trainable import NAMES
 
 
@@ -36,7 +23,7 @@ class Counts:
     """Sizes of a backbone, what its calls cost, and numbers of the trainable part.
 
     total: parameters of the backbone with the part. linears: those that have an adapter.
-    config: the backbone's configuration.
+    caption: bytes of one caption's text embeddings in bfloat16, the default of `encode`.
     """
 
     base: BaseSizes
@@ -44,7 +31,7 @@ class Counts:
     part: PartSizes
     total: int
     linears: int
-    config: Mapping[str, Any]
+    caption: int
 
     @classmethod
     def of(cls, recipe: Recipe, spec: ModelSpec, transformer: Any) -> Counts:
@@ -59,11 +46,11 @@ class Counts:
         constant = sum(t.numel() for t in part.constants(transformer).values())
         # an adapter's weights are no weights of the backbone
         inside = trained - (total - base.parameters)
-        sizes, linears = (
-            PartSizes(trained, inside, constant, recipe.optimiser.state_bytes()),
-            len(all_layers(transformer)),
-        )
-        return cls(base, cost, sizes, total, linears, json.loads(transformer.to_json_string()))
+        family = FAMILIES[spec.family]
+        texts = family.text_shapes(dict(transformer.config), spec.text_lengths[family.sequence])
+        caption = sum(size_of(shape, "bfloat16") for shape in texts.values())
+        sizes = PartSizes(trained, inside, constant)
+        return cls(base, cost, sizes, total, len(all_layers(transformer)), caption)
 
     @classmethod
     def read(cls, tree: dict[str, Any]) -> Counts:
@@ -74,48 +61,25 @@ class Counts:
             PartSizes(**tree["part"]),
             tree["total"],
             tree["linears"],
-            tree["config"],
+            tree["caption"],
         )
 
 
 def counts_of_spec(recipe: Recipe, spec: ModelSpec) -> Counts:
-    """The counts of a published spec, from the cache if it has them."""
-    if recipe.trainable.kind not in NAMES or recipe.optimiser.kind not in OPTIMISERS:
+    """The counts of a published spec, stored ones if there are some."""
+    count = lambda: Counts.of(recipe, spec, empty_component(spec, "transformer"))  # noqa: E731
+    if recipe.trainable.kind not in NAMES:
         # a class of the user's, whose code may change
-        return Counts.of(recipe, spec, empty_component(spec, "transformer"))
-    file = _file(recipe, spec)
-    try:
-        return Counts.read(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        # missing or damaged: counted again
-        found = Counts.of(recipe, spec, empty_component(spec, "transformer"))
-    try:
-        write_json(file, dataclasses.asdict(found))
-    except OSError as error:
-        warn(f"the counts of {spec.name} cannot be stored in {file} ({one_line(error)})")
-    return found
+        return count()
+    return counted(key_of(recipe, spec), Counts.read, count, dataclasses.asdict)
 
 
-def _file(recipe: Recipe, spec: ModelSpec) -> Path:
+def key_of(recipe: Recipe, spec: ModelSpec) -> Mapping[str, Any]:
+    """The values on which the counts depend."""
     runtime = recipe.runtime
-    key = {
-        "code": _code(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")},
+    return {
         "spec": spec.name,
         "part": recipe.trainable.model_dump(mode="json"),
-        "optimiser": recipe.optimiser.model_dump(mode="json"),
         "precision": runtime.precision,
         "quantize": runtime.quantize,
     }
-    return user_cache("counts") / f"{fingerprint(key)[:32]}.json"
-
-
-@functools.cache
-def _code() -> str:
-    """The hash of the sources on which counts depend."""
-    digest = hashlib.sha256()
-    for package in (uhr.models, uhr.train):
-        for folder in package.__path__:
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -7,11 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uhr.base.console import say, table
 from uhr.base.errors import UserError
-from uhr.base.formatting import duration, gibibytes, human_bytes
 from uhr.models.estimate.devices import Device, device
-from uhr.models.estimate.shapes import empty_component, empty_components, spec_named
+from uhr.models.estimate.shapes import spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import Model, ModelName, ModelSpec, get
@@ -23,10 +21,13 @@ from uhr.train.encode.stored.tensors import size_of
 from uhr.train.recipes.core.base import Recipe, RecipeBase
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run.checkpoints.average import describe_average
-from uhr.train.run.estimate.counts import Counts, counts_of_spec
+from uhr.train.run.estimate.cost import Cost
+from uhr.train.run.estimate.counts import Counts, counts_of_spec, key_of
 from uhr.train.run.estimate.duration import TokenCounts, sample_operations, step_seconds, token_counts
-from uhr.train.run.estimate.fitting import Setting, advice, settings
-from uhr.train.run.estimate.memory import Processes, fit, memory
+from uhr.train.run.estimate.fitting import settings
+from uhr.train.run.estimate.memory import Processes, memory
+from uhr.train.run.estimate.other_gpus import other_gpus
+from uhr.train.run.estimate.stored import name_of
 
 
 def estimate(
@@ -48,6 +49,7 @@ def estimate(
     gpu, processes = None if on is None else device(on), processes or Processes()
     spec, opened = _model(ModelName.of(model))
     recipe.check(spec)
+    shared = processes.accumulation(recipe)
     encoded = open_sets(recipe, data)
     if isinstance(recipe, Recipe) and recipe.windows is not None:
         check_windows(recipe, spec, encoded)
@@ -59,6 +61,7 @@ def estimate(
         "steps": recipe.steps,
         "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
         "samples": recipe.steps * recipe.batch.size,
+        "batch": {**dataclasses.asdict(shared), "text": shared.describe()},
         "component": recipe.trainable.component,
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
@@ -70,12 +73,28 @@ def estimate(
         ],
     }
     if isinstance(recipe, VaeRecipe):
-        from uhr.train.run.estimate.vae import vae_plan
+        from uhr.train.run.estimate.vae import VaePlan
 
-        found = vae_plan(recipe, spec, _empty_vae(spec, opened), phases, gpu, processes)
+        planned: VaePlan | BackbonePlan = VaePlan(recipe, spec, opened, phases)
     else:
         assert isinstance(recipe, Recipe)
-        found = _backbone_plan(recipe, spec, opened, phases, gpu, processes, keep)
+        planned = BackbonePlan(recipe, spec, opened, phases)
+    cost = planned.cost(recipe, processes, gpu)
+    found: dict[str, Any] = {
+        "parameters": planned.parameters,
+        "memory": dict(cost.memory),
+        "storage": planned.storage,
+    }
+    if gpu is not None:
+        found |= {"gpu": cost.fit(gpu), "time": {"steps": dict(cost.steps), "run": cost.run(recipe)}}
+
+        def measure(changed: RecipeBase) -> tuple[Mapping[str, int], float]:
+            priced = planned.cost(changed, processes, gpu)
+            return priced.memory, priced.run(changed)
+
+        others = [] if found["gpu"]["fits"] else other_gpus(recipe, spec, processes, gpu, planned.cost)
+        found["settings"] = [dataclasses.asdict(each) for each in settings(recipe, measure, gpu, keep)]
+        found["other_gpus"] = [dataclasses.asdict(each) for each in others]
     if encoded:
         parts = (part for each in encoded for part in each.data.info.parts)
         found["storage"]["encoded_data"] = sum(part.bytes for part in parts)
@@ -92,68 +111,62 @@ def _first(recipe: RecipeBase) -> list[str]:
     return [f"{what}: {fix}; or begin with the model, --set init.after=null"]
 
 
-def _empty_vae(spec: ModelSpec, opened: Model | None) -> Any:
-    """The VAE without its weights."""
-    return empty_component(spec, "vae") if opened is None else empty_components(opened)["vae"]
+class BackbonePlan:
+    """The training of a backbone, of which nothing is loaded.
 
+    phases: as the plan has them.
+    """
 
-def _backbone_plan(
-    recipe: Recipe,
-    spec: ModelSpec,
-    opened: Model | None,
-    phases: Sequence[dict[str, Any]],
-    gpu: Device | None,
-    processes: Processes,
-    keep: Collection[str],
-) -> dict[str, Any]:
-    """Parameters, memory, time and storage of the training of a backbone."""
-    longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
-    counts = _counts(recipe, spec, opened)
-    sizes = memory(recipe, counts.base, counts.part, longest, processes)
-    timed = {} if gpu is None else _times(recipe, spec, gpu, counts, phases, processes)
-    others = [] if gpu is None else _settings(recipe, spec, opened, phases, gpu, processes, keep)
-    return {
-        "parameters": {
+    def __init__(
+        self, recipe: Recipe, spec: ModelSpec, opened: Model | None, phases: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.recipe, self.spec, self._opened, self._phases = recipe, spec, opened, phases
+        self._counted: dict[str, Counts] = {}
+
+    def counts(self, recipe: Recipe) -> Counts:
+        """The sizes for a recipe that may be quantised otherwise."""
+        if self._opened is None:
+            return counts_of_spec(recipe, self.spec)
+        name = name_of(key_of(recipe, self.spec))
+        if name not in self._counted:
+            self._counted[name] = Counts.of(recipe, self.spec, empty_transformer(self._opened))
+        return self._counted[name]
+
+    def cost(self, recipe: RecipeBase, processes: Processes, gpu: Device | None) -> Cost:
+        """Memory of one process, and the seconds of each phase's mean step if a GPU is named.
+
+        recipe: that of the plan, of which `fitting` may have changed what saves memory.
+        """
+        assert isinstance(recipe, Recipe)
+        counts = self.counts(recipe)
+        longest = max(bucket["tokens"] for phase in self._phases for bucket in phase["buckets"])
+        sizes = memory(recipe, counts.base, counts.part, longest, processes)
+        timed = {} if gpu is None else _times(recipe, self.spec, gpu, counts, self._phases, processes)
+        return Cost(sizes, timed)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        counts = self.counts(self.recipe)
+        return {
             "base": counts.base.parameters,
             "total": counts.total,
             "trainable": counts.part.trained,
             "linears": counts.linears,
-        },
-        "memory": sizes,
-        **({} if gpu is None else {"gpu": fit(sizes, gpu), "time": timed}),
-        **({} if gpu is None else {"settings": [dataclasses.asdict(each) for each in others]}),
-        "storage": _storage(recipe, spec, counts),
-    }
+        }
 
-
-def _counts(recipe: Recipe, spec: ModelSpec, opened: Model | None) -> Counts:
-    if opened is None:
-        return counts_of_spec(recipe, spec)
-    return Counts.of(recipe, spec, empty_transformer(opened))
-
-
-def _settings(
-    recipe: Recipe,
-    spec: ModelSpec,
-    opened: Model | None,
-    phases: Sequence[Mapping[str, Any]],
-    gpu: Device,
-    processes: Processes,
-    keep: Collection[str],
-) -> list[Setting]:
-    """The settings with which the run may be done, by `fitting.settings`."""
-    longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
-    counted: dict[str | None, Counts] = {}
-
-    def measure(changed: Recipe) -> tuple[dict[str, int], float]:
-        kind = changed.runtime.quantize
-        if kind not in counted:
-            counted[kind] = _counts(changed, spec, opened)
-        counts = counted[kind]
-        sizes = memory(changed, counts.base, counts.part, longest, processes)
-        return sizes, _times(changed, spec, gpu, counts, phases, processes)["run"]
-
-    return settings(recipe, measure, gpu, keep)
+    @property
+    def storage(self) -> dict[str, Any]:
+        """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
+        recipe, spec, counts = self.recipe, self.spec, self.counts(self.recipe)
+        side = (recipe.phases[0].resolution or spec.native_size) // spec.vae_factor
+        latents = 2 * size_of((spec.latent_channels, side, side), "bfloat16")
+        each = 4 + recipe.optimiser.state_bytes() + (4 if recipe.ema is not None else 0)
+        return {
+            "latents_per_picture": latents,
+            **({} if recipe.windows is None else {"guide_per_picture": latents // recipe.windows.ratio**2}),
+            "text_per_caption": counts.caption,
+            "checkpoint": round(counts.part.trained * each) + 4 * counts.part.constant,
+        }
 
 
 def _model(model: ModelName) -> tuple[ModelSpec, Model | None]:
@@ -257,12 +270,12 @@ def _times(
     counts: Counts,
     phases: Sequence[Mapping[str, Any]],
     processes: Processes,
-) -> dict[str, Any]:
-    """Seconds of each phase's mean step, and of the run.
+) -> dict[str, float]:
+    """Seconds of each phase's mean step.
 
     Buckets count by their batches, and without data alike; data sets by their share, or alike.
     """
-    state = round((8 + counts.part.state) * counts.part.trained)
+    state = round((8 + recipe.optimiser.state_bytes()) * counts.part.trained)
     if recipe.trainable.divisible:
         state //= processes.parts(recipe)
     samples = processes.samples(recipe)
@@ -282,113 +295,4 @@ def _times(
                 total += share * seconds
                 weight += share
         found[phase.name] = total / weight
-    run = sum(phase.steps * found[phase.name] for phase in recipe.phases)
-    return {"steps": found, "run": run}
-
-
-def _storage(
-    recipe: Recipe,
-    spec: ModelSpec,
-    counts: Counts,
-) -> dict[str, Any]:
-    """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
-    resolution = recipe.phases[0].resolution or spec.native_size
-    side = resolution // spec.vae_factor
-    family = FAMILIES[spec.family]
-    shapes = family.text_shapes(counts.config, spec.text_lengths[family.sequence])
-    latents = 2 * size_of((spec.latent_channels, side, side), "bfloat16")
-    storage: dict[str, Any] = {
-        "latents_per_picture": latents,
-        **({} if recipe.windows is None else {"guide_per_picture": latents // recipe.windows.ratio**2}),
-        "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
-        "checkpoint": round(
-            counts.part.trained * (4 + counts.part.state + (4 if recipe.ema is not None else 0))
-        )
-        + 4 * counts.part.constant,
-    }
-    return storage
-
-
-_STORED = {
-    "latents_per_picture": "latents per image",
-    "guide_per_picture": "its guide",
-    "text_per_caption": "text per caption",
-    "pixels_per_picture": "pixels per image",
-    "encoded_data": "encoded data",
-}
-"""How people read the keys of the storage."""
-
-
-_MEMORY = {"constant": "constant part of the adapter", "host": "on the host, not in the total"}
-"""How people read those keys of the memory that do not explain themselves."""
-
-
-_SETS = {
-    "data": "name",
-    "share of batches": "share",
-    "images": "rows",
-    "batches per epoch": "batches_per_epoch",
-    "epochs": "epochs",
-}
-
-_BUCKETS = {
-    "data": "data",
-    "bucket": "size",
-    "images": "rows",
-    "batches per epoch": "batches_per_epoch",
-    "image tokens": "image_tokens",
-    "guide tokens": "guide_tokens",
-    "tokens in all": "tokens",
-}
-"""The columns of the tables, and the values in them."""
-
-
-def _known(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table without the columns that have no value in any row."""
-    shown = {head: key for head, key in columns.items() if any(row.get(key) for row in rows)}
-    table(list(shown), [[row[key] for key in shown.values()] for row in rows])
-
-
-def print_estimate(plan: dict[str, Any]) -> None:
-    """Print what `estimate` returns."""
-    base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
-    say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
-    say(f"trained: {plan['trained']}")
-    linears = plan["parameters"]["linears"]
-    total = plan["parameters"]["total"]
-    whole = {"transformer": "backbone", "vae": "VAE"}[plan["component"]]
-    share = f"{trainable / base:.2%} of the {whole}" + (f", in {linears} linears" if linears else "")
-    say(f"trainable {trainable:,} of {total:,} parameters ({share})")
-    if plan["average"] is not None:
-        say(f"averaged adapter: {plan['average']}")
-    for phase in plan["phases"]:
-        epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
-        say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
-        if len(phase["data"]) > 1:
-            _known(_SETS, phase["data"])
-        _known(_BUCKETS, phase["buckets"])
-    where = plan["processes"]
-    each = f" of each of {where['workers']} processes" if where["workers"] > 1 else ""
-    parts = f", weights divided by {where['parts']}" if where["parts"] > 1 else ""
-    at = "at the longest sequence" if plan["component"] == "transformer" else "for the largest images"
-    say(f"\nestimated memory{each} {at}{parts}:")
-    # in the unit of the GPU's memory, with which the reader compares them
-    table(
-        ["what", "size"],
-        [[_MEMORY.get(name, name), gibibytes(size)] for name, size in plan["memory"].items() if size],
-    )
-    if (gpu := plan.get("gpu")) is not None:
-        state = "fits in" if gpu["fits"] else "does not fit in"
-        say(f"{state} {gpu['title']}: {gibibytes(gpu['memory'])}, of which {gibibytes(gpu['usable'])} usable")
-        timed = plan["time"]
-        steps = ", ".join(f"{duration(seconds)} a step of {name}" for name, seconds in timed["steps"].items())
-        say(f"time by its data sheet: {steps}; {duration(timed['run'])} in all")
-        for line in advice(plan):
-            say(line)
-    say("\nstorage:")
-    table(
-        ["what", "size"],
-        [[_STORED.get(name, name), human_bytes(size)] for name, size in plan["storage"].items()],
-    )
-    for note in plan["notes"]:
-        say(f"\nnote: {note}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from uhr.base.console import command
 from uhr.base.formatting import duration, gibibytes
 from uhr.models.estimate.devices import DEVICES, Device
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import RecipeBase
 
 QUANTISED = ("nf4", "int8")
 """The kinds of quantised weights that are tried: both are bitsandbytes', as in plans of sampling."""
@@ -45,7 +46,7 @@ class Setting:
         return command(*flags).removeprefix("uhr ") if flags else "the recipe as it is"
 
 
-def variants(recipe: Recipe, keep: Collection[str] = ()) -> Iterator[tuple[tuple[str, ...], Recipe]]:
+def variants(recipe: RecipeBase, keep: Collection[str] = ()) -> Iterator[tuple[tuple[str, ...], RecipeBase]]:
     """The recipe with every valid combination of the values at `PATHS`, the recipe's own first; and the
     changes to it. Values at the paths in `keep` stay as they are.
     """
@@ -82,12 +83,12 @@ def variants(recipe: Recipe, keep: Collection[str] = ()) -> Iterator[tuple[tuple
 
 
 def _text(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def settings(
-    recipe: Recipe,
-    measure: Callable[[Recipe], tuple[dict[str, int], float]],
+    recipe: RecipeBase,
+    measure: Callable[[RecipeBase], tuple[Mapping[str, int], float]],
     gpu: Device,
     keep: Collection[str] = (),
 ) -> list[Setting]:
@@ -99,7 +100,8 @@ def settings(
     found = []
     for changes, changed in variants(recipe, keep):
         sizes, seconds = measure(changed)
-        found.append(Setting(changes, sizes["total"], sizes["host"], seconds, sizes["total"] <= gpu.usable))
+        fits = sizes["total"] <= gpu.usable
+        found.append(Setting(changes, sizes["total"], sizes.get("host", 0), seconds, fits))
     fitting = sorted((each for each in found if each.fits), key=lambda each: (each.seconds, each.total))
     return fitting + sorted((each for each in found if not each.fits), key=lambda each: each.total)
 

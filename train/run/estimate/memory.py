@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.estimate.devices import Device
 from uhr.models.estimate.weights import weight_bytes
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.encode.stored.tensors import BYTES
 from uhr.train.recipes.core.base import Recipe, RecipeBase
-from uhr.train.run.processes.mesh import divides, mesh_shape
+from uhr.train.run.processes.mesh import Accumulation, divides, mesh_shape
 
 WORK_PER_TOKEN = 24
 """Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
@@ -38,8 +37,12 @@ class Processes:
         return mesh_shape(recipe.runtime.shard, self.workers, self.workers // self.machines)[-1]
 
     def samples(self, recipe: RecipeBase) -> int:
-        """The most samples of a global batch that one process computes."""
-        return -(-recipe.batch.size // self.workers)
+        """The samples of a global batch that one process computes."""
+        return self.accumulation(recipe).samples
+
+    def accumulation(self, recipe: RecipeBase) -> Accumulation:
+        """How the processes share a batch. Raises UserError if they cannot do so equally."""
+        return Accumulation.of(recipe.batch, self.workers)
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,12 @@ class PartSizes:
     """Numbers of parameters of the trainable part.
 
     trained: all that are trained. inside: how many of them are the backbone's own. constant: of tensors that
-    belong to the part. state: bytes of the optimiser's state for each trained parameter.
+    belong to the part.
     """
 
     trained: int
     inside: int
     constant: int
-    state: float
 
 
 def memory(
@@ -145,20 +147,9 @@ def memory(
         "dequantised": 0 if runtime.quantize is None else base.linear,
         "trained": values,
         "gradients": 4 * part.trained // own,
-        "optimiser": round(part.state * part.trained) // own,
+        "optimiser": round(recipe.optimiser.state_bytes() * part.trained) // own,
         "average": 4 * part.trained // own if recipe.ema is not None else 0,
         "constant": 4 * part.constant,
         "activations": per_block * passes * (base.blocks + WORK_PER_TOKEN * blocks),
     }
     return {**sizes, "total": sum(sizes.values()), "host": base.streamed if streamed else 0}
-
-
-def fit(sizes: dict[str, int], device: Device) -> dict[str, Any]:
-    """Whether the estimated memory fits a GPU, as plain values."""
-    return {
-        "name": device.name,
-        "title": device.title,
-        "memory": device.memory,
-        "usable": device.usable,
-        "fits": sizes["total"] <= device.usable,
-    }

@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from uhr.models.estimate.devices import Device
-from uhr.models.estimate.live_bytes import LiveBytes
 from uhr.models.estimate.operations import Operations
+from uhr.models.estimate.shapes import empty_component, empty_components
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.objectives.draws import Draws
+from uhr.models.zoo import Model
+from uhr.train.recipes.core.base import RecipeBase
 from uhr.train.recipes.core.vae import VaeRecipe
-from uhr.train.run.estimate.memory import Processes, fit
-from uhr.train.run.vae.model import prepare
+from uhr.train.run.estimate.cost import Cost
+from uhr.train.run.estimate.memory import Processes
+from uhr.train.run.estimate.stored import counted, name_of
 
 
 @dataclass(frozen=True)
 class VaeStep:
     """Sizes of a VAE and of its steps.
 
-    parameters, trained: their numbers. activations: the most bytes alive at once in one pass over the crops
-        that are computed together, those of the perceptual network included.
+    parameters, trained: their numbers. one: the most bytes alive at once in one pass over a crop, those of
+        the perceptual network included. more: what another crop in the same pass adds.
     flops: operations of one crop, forward and backward.
     """
 
     parameters: int
     trained: int
-    activations: int
+    one: int
+    more: int
     flops: int
 
     @classmethod
-    def of(
-        cls, recipe: VaeRecipe, spec: ModelSpec, vae: Any, height: int, width: int, together: int
-    ) -> VaeStep:
-        """Count them on a VAE on the meta device, which is prepared: `together` crops of height x width px
-        in one pass.
-        """
+    def of(cls, recipe: VaeRecipe, spec: ModelSpec, vae: Any, height: int, width: int) -> VaeStep:
+        """Count them on a VAE on the meta device, which is prepared, for crops of height x width px."""
+        import torch
         from torch.utils.flop_counter import FlopCounterMode
+
+        from uhr.models.estimate.live_bytes import LiveBytes
+        from uhr.train.objectives.draws import Draws
+        from uhr.train.run.vae.model import prepare
 
         network = prepare(vae, recipe, spec)
         # there is no autocast on the meta device; elsewhere it keeps normalisation in float32, and saves
@@ -61,60 +64,91 @@ class VaeStep:
 
         with FlopCounterMode(display=False) as counter:
             one = peak(1)
-        # what one more crop adds
-        more = (peak(2) - one) * (together - 1) if together > 1 else 0
         trained = sum(p.numel() for p in recipe.trainable.parameters(vae).values())
         return cls(
             sum(p.numel() for p in vae.parameters()),
             trained,
-            one + more,
+            one,
+            peak(2) - one,
             counter.get_total_flops() // len(losses),
         )
 
 
-def vae_plan(
-    recipe: VaeRecipe,
-    spec: ModelSpec,
-    vae: Any,
-    phases: Sequence[Mapping[str, Any]],
-    gpu: Device | None,
-    processes: Processes,
-) -> dict[str, Any]:
-    """Parameters, memory, time and storage of the training of a VAE on the meta device, as plain values.
+class VaePlan:
+    """The training of a VAE, of which nothing is loaded. Its weights are float32, and are the values that are
+    trained.
 
-    phases: as the plan has them. The weights are float32, and are the values that are trained.
+    phases: as the plan has them.
     """
-    sizes = {bucket["size"]: _pixels(bucket["size"]) for phase in phases for bucket in phase["buckets"]}
-    width, height = max(sizes.values(), key=math.prod)
-    step = VaeStep.of(recipe, spec, vae, height, width, min(recipe.batch.micro, processes.samples(recipe)))
-    state, average = recipe.optimiser.state_bytes(), 4 if recipe.ema is not None else 0
-    parts = {
-        "weights": 4 * step.parameters,
-        "gradients": 4 * step.trained,
-        "optimiser": round(state * step.trained),
-        "average": average * step.trained,
-        "activations": step.activations,
-    }
-    memory = {**parts, "total": sum(parts.values())}
-    flops = step.flops * processes.samples(recipe)
-    timed: dict[str, Any] = {}
-    if gpu is not None:
-        seconds = gpu.seconds(Operations(convolution=flops), recipe.runtime.precision)
-        steps = {phase.name: seconds for phase in recipe.phases}
-        timed = {"gpu": fit(memory, gpu), "time": {"steps": steps, "run": seconds * recipe.steps}}
+
+    def __init__(
+        self, recipe: VaeRecipe, spec: ModelSpec, opened: Model | None, phases: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.recipe, self.spec, self._opened = recipe, spec, opened
+        sizes = {bucket["size"]: _pixels(bucket["size"]) for phase in phases for bucket in phase["buckets"]}
+        self._width, self._height = max(sizes.values(), key=math.prod)
+        self._counted: dict[str, VaeStep] = {}
+
+    def step(self, recipe: VaeRecipe) -> VaeStep:
+        """The sizes for a recipe that may have another `gradient_checkpointing`."""
+        spec, opened = self.spec, self._opened
+        key = key_of(recipe, spec, self._height, self._width)
+
+        def count() -> VaeStep:
+            vae = empty_component(spec, "vae") if opened is None else empty_components(opened)["vae"]
+            return VaeStep.of(recipe, spec, vae, self._height, self._width)
+
+        if opened is None:
+            return counted(key, lambda tree: VaeStep(**tree), count, dataclasses.asdict)
+        name = name_of(key)
+        if name not in self._counted:
+            self._counted[name] = count()
+        return self._counted[name]
+
+    def cost(self, recipe: RecipeBase, processes: Processes, gpu: Device | None) -> Cost:
+        """Memory of one process, and the seconds of a step if a GPU is named."""
+        assert isinstance(recipe, VaeRecipe)
+        step, samples = self.step(recipe), processes.samples(recipe)
+        state, average = recipe.optimiser.state_bytes(), 4 if recipe.ema is not None else 0
+        parts = {
+            "weights": 4 * step.parameters,
+            "gradients": 4 * step.trained,
+            "optimiser": round(state * step.trained),
+            "average": average * step.trained,
+            "activations": step.one + step.more * (min(recipe.batch.micro, samples) - 1),
+        }
+        work = Operations(convolution=step.flops * samples)
+        seconds = 0.0 if gpu is None else gpu.seconds(work, recipe.runtime.precision)
+        steps = {} if gpu is None else {phase.name: seconds for phase in recipe.phases}
+        return Cost({**parts, "total": sum(parts.values())}, steps)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        step = self.step(self.recipe)
+        return {"base": step.parameters, "total": step.parameters, "trainable": step.trained, "linears": 0}
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """Bytes on disk per image, and per checkpoint."""
+        recipe, step = self.recipe, self.step(self.recipe)
+        each = recipe.optimiser.state_bytes() + (4 if recipe.ema is not None else 0)
+        return {
+            "pixels_per_picture": 3 * (recipe.phases[0].resolution or self.spec.native_size) ** 2,
+            "checkpoint": 4 * step.parameters + round(each * step.trained),
+        }
+
+
+def key_of(recipe: VaeRecipe, spec: ModelSpec, height: int, width: int) -> Mapping[str, Any]:
+    """The values on which the counts depend."""
+    tree = recipe.published().model_dump(mode="json")
     return {
-        "parameters": {
-            "base": step.parameters,
-            "total": step.parameters,
-            "trainable": step.trained,
-            "linears": 0,
-        },
-        "memory": memory,
-        **timed,
-        "storage": {
-            "pixels_per_picture": 3 * (recipe.phases[0].resolution or spec.native_size) ** 2,
-            "checkpoint": 4 * step.parameters + round((state + average) * step.trained),
-        },
+        "spec": spec.name,
+        "part": tree["trainable"],
+        "surgeries": tree["surgeries"],
+        "latents": tree["latents"],
+        "objectives": [phase["objective"] for phase in tree["phases"]],
+        "size": [height, width],
+        "gradient_checkpointing": recipe.runtime.gradient_checkpointing,
     }
 
 
