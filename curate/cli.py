@@ -105,7 +105,7 @@ def run(
     pool = Pool.of(engine, workers, address)
     config = load(pipeline, sets or [])
     images = source_of(source, config.sources, pipeline)
-    config = fetching(config) if images.fetches else config
+    config = fetching(config, images.obeys) if images.fetches else config
     if sample is not None and limit is not None:
         raise UserError("--limit and --sample are both set", "leave one of them out")
     if seed is not None and sample is None:

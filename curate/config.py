@@ -218,14 +218,23 @@ def _literal(text: str) -> str:
     return f"'{quoted}'"
 
 
-def fetching(config: PipelineConfig) -> PipelineConfig:
+def fetching(config: PipelineConfig, obeys: bool = True) -> PipelineConfig:
     """Return the pipeline for a source that fetches: with the stage `fetch` and the rule `opt_out`, before
     all others, unless it has its own, and with the bytes of the kept images stored.
+
+    obeys: whether the source obeys reservations.
     """
     stages, rules = list(config.stages), dict(config.rules)
     if all(entry.stage != "fetch" for entry in stages):
         decodes = any(entry.stage == "decode" for entry in stages)
         stages.insert(0, StageEntry.model_validate({"stage": "fetch", "hash": not decodes}))
+    if not obeys:
+        stages = [
+            StageEntry.model_validate({**entry.model_dump(), "obey": False})
+            if entry.stage == "fetch"
+            else entry
+            for entry in stages
+        ]
     rules = rules if "opt_out" in rules else {"opt_out": "opt_out IS NULL", **rules}
     update = {"stages": stages, "rules": rules, "pixels": config.pixels or "kept"}
     return config.model_copy(update=update)

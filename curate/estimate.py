@@ -13,9 +13,10 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig
+from uhr.curate.faults import DOWNLOAD
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import Pass
-from uhr.curate.run.commit import FETCHED, UNITS, with_stores
+from uhr.curate.run.commit import UNITS, during_run
 from uhr.curate.run.earlier.harvest import take
 from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
@@ -76,7 +77,7 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
         described.write(units)
         for path in request.reuse:
             take(path, units, request.retry)
-        source = with_stores(listing.source.spooled(folder / FETCHED), units)
+        source = during_run(listing.source, folder, DOWNLOAD in request.retry)
         with passes_run(plan, units, sample.items, source, runner, described) as finished:
             rows = pa.Table.from_batches(finished.batches(), plan.schema)
             return {

@@ -19,6 +19,9 @@ CHANGED = "changed"
 file has no measured values.
 """
 
+DOWNLOAD = "download"
+"""The image could not be fetched, and another attempt is not expected to succeed."""
+
 UNAVAILABLE = "unavailable"
 """The host of the image or the server of a stage did not answer, or refused: another attempt may succeed."""
 

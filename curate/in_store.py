@@ -20,7 +20,7 @@ from typing import Any
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.store import ObjectStore
-from uhr.curate.run.commit import UNITS
+from uhr.curate.run.commit import FETCHED, UNITS
 from uhr.curate.run.job import CurationRequest, CurationResult, OtherCommand, run
 from uhr.curate.run.status import status_of
 from uhr.manifests import parts, places
@@ -84,18 +84,14 @@ class RunInStore:
                 raise UserError(f"--out {store.text} and the source {place} overlap", "name another prefix")
         if store.text in request.reuse:
             raise UserError(f"--reuse {store.text} is the prefix of this run", "name another --out")
-        if request.source.fetches and request.pool.address is not None:
-            raise UserError(
-                f"the source {place} is fetched into OUT, which a cluster shares only if it is a folder",
-                "name a folder with --out, or leave --address out",
-            )
 
     def _units(self, store: ObjectStore) -> set[str]:
         return {name for name in store.names() if name.startswith(f"{UNITS}/")}
 
     def _clear(self, store: ObjectStore) -> None:
-        """Remove the units: without them the run counts as finished."""
-        for name in sorted(self._units(store)):
+        """Remove what was fetched, then the units: without them the run counts as finished."""
+        fetched = {name for name in store.names() if name.startswith(f"{FETCHED}/")}
+        for name in (*sorted(fetched), *sorted(self._units(store))):
             store.delete(name)
 
 

@@ -18,12 +18,13 @@ from uhr.base import parquet
 from uhr.base.console import Advance, progress, warn
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
+from uhr.base.paths import path_text
 from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.rules import Rule
-from uhr.curate.run.earlier import files as earlier
+from uhr.curate.run.earlier import files as earlier_files
 from uhr.curate.run.earlier import run_file
-from uhr.curate.run.earlier.harvest import UNITS
+from uhr.curate.run.earlier.harvest import FETCHED, UNITS
 from uhr.curate.run.execution import Finished
 from uhr.curate.run.lanes import FOLDER as LANES
 from uhr.curate.run.parts import has_previews, previews_of
@@ -33,13 +34,11 @@ from uhr.manifests.info import FILE, Part, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.selection.tombstones import merged
-from uhr.manifests.sources.base import Listing, Source
+from uhr.manifests.sources.base import FetchedFiles, Listing, Source
 from uhr.manifests.sources.stored import Stored, write_pixels
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.runtime import units as unit_files
-
-FETCHED = "fetched"
-"""The folder in OUT with what a source fetched during the run."""
+from uhr.runtime.mirror import Mirror
 
 LAYOUT = FolderLayout(
     "the manifest",
@@ -47,7 +46,7 @@ LAYOUT = FolderLayout(
     (FILE, UNITS),
     {
         **part_files.LAYOUT.inside,
-        UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}|{run_file.NAME}|{earlier.NAMES}"),
+        UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}|{run_file.NAME}|{earlier_files.NAMES}"),
         f"{UNITS}/{SPILLED}": re.compile(".*"),
         f"{UNITS}/{LANES}": or_half_written(r"[0-9a-f]{16}(\.json)?"),
     },
@@ -69,7 +68,7 @@ def commit(
     """
     with all_or_nothing(out):
         pixels = _pixels(out, plan, finished, source)
-        others = list(earlier.origins(out / UNITS))
+        others = list(earlier_files.origins(out / UNITS))
         reused = [info.origin for info in others if info.origin is not None]
         if reused:
             operation = {**operation, "reused": dict(sorted(finished.tally.reused.items()))}
@@ -92,13 +91,28 @@ def commit(
         return write_manifest(out, plan.schema, _counted(finished.batches(), advance), provenance, previews)
 
 
+def during_run(source: Source, out: Path, again: bool = False) -> Source:
+    """Return the source for the time of the run in the folder `out`: what it fetches is there, or in the
+    store of which the folder is a mirror. What unfinished runs have fetched is taken over, and what earlier
+    runs have stored is read from their folders.
+
+    again: whether what could not be fetched is tried again.
+    """
+    mirror = Mirror.of(out / UNITS)
+    store = None if mirror is None else f"{mirror.address.removesuffix(UNITS)}{FETCHED}"
+    earlier = dict.fromkeys(i.fetched for i in earlier_files.origins(out / UNITS) if i.fetched is not None)
+    folder = path_text(out.absolute() / FETCHED)
+    files = FetchedFiles(folder=folder, store=store, earlier=tuple(earlier), again=again)
+    return with_stores(source.spooled(files), out / UNITS)
+
+
 def with_stores(source: Source, units: Path) -> Source:
     """Return the source that reads what earlier runs have stored of its images from their folders, but for
     those that one of these runs does not read from there.
 
     units: the folder of the run's units, which names them.
     """
-    stores = [store for info in earlier.origins(units) for store in info.stores]
+    stores = [store for info in earlier_files.origins(units) for store in info.stores]
     hidden = tuple(sorted({each for store in stores for each in store.hidden}))
     for path, parts in sorted({(store.path, store.parts) for store in stores}):
         source = Stored(path=path, parts=parts, source=source, hidden=hidden)

@@ -20,9 +20,9 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.files import saving
 from uhr.base.paths import in_store, path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.curate.faults import KINDS
+from uhr.curate.faults import DOWNLOAD, KINDS
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit, funnel, with_stores
+from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit, during_run, funnel
 from uhr.curate.run.earlier.harvest import of_units, redactions_at, take
 from uhr.curate.run.earlier.run_file import RunFile, stages_of
 from uhr.curate.run.execution import passes_run
@@ -227,7 +227,7 @@ def _do_passes(
     described = run_file(plan, listing, inputs)
     try:
         _prepare(request, described)
-        source = with_stores(request.source.spooled(request.out.absolute() / FETCHED), folder)
+        source = during_run(request.source, request.out, DOWNLOAD in request.retry)
         with (
             passes_run(plan, folder, listing.items, source, runner, described, request.retry) as finished,
             progress("commit", finished.rows, "rows") as advance,

@@ -350,7 +350,7 @@ class _UnitRun:
                         return False
                     called = True
                     if reuses:
-                        self._images.check_content(index, frame)
+                        self._images.check_before(planned, index, frame)
                     with self.rows.timed(label):
                         self.rows.put(index, planned, planned.stage.annotate(frame))
                 if self._previews and number == 1 + len(self._pass.header):

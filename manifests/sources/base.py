@@ -180,6 +180,29 @@ def _merged(first: str, second: str) -> str:
     return json.dumps({**json.loads(first), **json.loads(second)}, ensure_ascii=False)
 
 
+class FetchedFiles(Config):
+    """Where the files are that a source fetches during a run.
+
+    folder: of this machine. store: an address in an object store that several machines share; `folder` then
+    has only what each of them needs for itself. earlier: folders or addresses of unfinished runs, from which
+    files are taken over. again: whether what could not be fetched is tried again.
+    """
+
+    folder: str
+    store: str | None = None
+    earlier: tuple[str, ...] = ()
+    again: bool = False
+
+    def within(self, name: str) -> FetchedFiles:
+        """Return the places of one of several sources."""
+        return FetchedFiles(
+            folder=f"{self.folder}/{name}",
+            store=None if self.store is None else f"{self.store}/{name}",
+            earlier=tuple(f"{place}/{name}" for place in self.earlier),
+            again=self.again,
+        )
+
+
 class Source(Config, ABC):
     """Where samples come from. A subclass is one kind, with its options as fields; `open` must give the same
     bytes in any process, and for a row that was read from a manifest.
@@ -214,8 +237,13 @@ class Source(Config, ABC):
         """Whether the bytes are fetched over a network, once for each item."""
         return False
 
-    def spooled(self, folder: Path) -> Source:
-        """Return this source for the time of a run: what it fetches is in `folder`, for all processes."""
+    @property
+    def obeys(self) -> bool:
+        """Whether reservations of the sites are obeyed from which the bytes are fetched."""
+        return True
+
+    def spooled(self, files: FetchedFiles) -> Source:
+        """Return this source for the time of a run: what it fetches is there, for all processes."""
         return self
 
     def lane(self, item: Item) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from uhr.base.errors import UserError
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.schema import SOURCE_NAME, Column
-from uhr.manifests.sources.base import Advance, Item, Listing, Source
+from uhr.manifests.sources.base import Advance, FetchedFiles, Item, Listing, Source
 from uhr.manifests.sources.blobs import Blob
 
 
@@ -49,8 +49,12 @@ class Named(Source):
     def fetches(self) -> bool:
         return any(source.fetches for source in self.sources.values())
 
-    def spooled(self, folder: Path) -> Named:
-        return Named(sources={n: source.spooled(folder / n) for n, source in self.sources.items()})
+    @property
+    def obeys(self) -> bool:
+        return all(source.obeys for source in self.sources.values())
+
+    def spooled(self, files: FetchedFiles) -> Named:
+        return Named(sources={n: source.spooled(files.within(n)) for n, source in self.sources.items()})
 
     def lane(self, item: Item) -> str | None:
         return self._source_of(item).lane(item)

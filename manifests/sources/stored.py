@@ -24,7 +24,7 @@ from uhr.manifests.info import Parent, Part, Redaction
 from uhr.manifests.parts import PIXELS
 from uhr.manifests.places import file_at
 from uhr.manifests.schema import KEPT, Column
-from uhr.manifests.sources.base import Advance, Item, Listing, Source, absolute
+from uhr.manifests.sources.base import Advance, FetchedFiles, Item, Listing, Source, absolute
 from uhr.manifests.sources.blobs import NO_LIMITS, Blob, MemoryBlob
 from uhr.pixels.types import PixelFault
 
@@ -213,8 +213,12 @@ class Stored(Source):
     def fetches(self) -> bool:
         return self.source.fetches
 
-    def spooled(self, folder: Path) -> Stored:
-        return self.model_copy(update={"source": self.source.spooled(folder)})
+    @property
+    def obeys(self) -> bool:
+        return self.source.obeys
+
+    def spooled(self, files: FetchedFiles) -> Stored:
+        return self.model_copy(update={"source": self.source.spooled(files)})
 
     def lane(self, item: Item) -> str | None:
         return None if self.holds(item.get("content_hash")) else self.source.lane(item)

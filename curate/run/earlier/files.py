@@ -23,6 +23,7 @@ from uhr.base.config import Config, canonical_json, fingerprint
 from uhr.base.files import atomic
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import PlannedStage
+from uhr.curate.stages.frames.fetch import FETCH
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.places import file_at
 from uhr.runtime.mirror import Mirror
@@ -55,6 +56,11 @@ class StageKey(Config):
     limits: str
     columns: tuple[str, ...]
     needs: tuple[str, ...] = ()
+
+    @property
+    def of_fetching(self) -> bool:
+        """Whether its values say how the image was fetched."""
+        return FETCH[0].name in self.columns
 
 
 def keys_of(plan: CurationPlan) -> dict[tuple[str, bool], StageKey]:
@@ -105,7 +111,8 @@ class EarlierInfo(Config):
 
     stores: the original bytes of images. redactions: of the manifests that its rows come from. preview: the
     long side of the previews in px; `previews` are the files that have them, or their names in the manifest
-    `origin` if that is in an object store, with their numbers of rows.
+    `origin` if that is in an object store, with their numbers of rows. fetched: the folder or address of what
+    an unfinished run has fetched.
     """
 
     origin: Parent | None = None
@@ -114,6 +121,7 @@ class EarlierInfo(Config):
     redactions: tuple[Redaction, ...] = ()
     preview: int = 0
     previews: tuple[tuple[str, int], ...] = Field(default=())
+    fetched: str | None = None
 
     def has(self, number: int) -> str:
         """Return the column that says whether the values of stage `number` are there."""

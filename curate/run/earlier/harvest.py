@@ -17,7 +17,7 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.paths import in_store, path_text
 from uhr.base.store import ObjectStore
-from uhr.curate.faults import CHANGED, NO_VALUE, RULE_ERROR, TRANSIENT
+from uhr.curate.faults import CHANGED, DOWNLOAD, NO_VALUE, RULE_ERROR, TRANSIENT, UNAVAILABLE
 from uhr.curate.run.earlier.files import (
     FAULT,
     KEYS,
@@ -31,7 +31,7 @@ from uhr.curate.run.earlier.files import (
 )
 from uhr.curate.run.earlier.run_file import NAME as RUN_FILE
 from uhr.curate.run.earlier.run_file import RunFile
-from uhr.curate.run.rows import PREVIEW, RAN
+from uhr.curate.run.rows import PREVIEW, RAN, UNDONE
 from uhr.manifests import places
 from uhr.manifests.info import UNFINISHED, Parent, Redaction
 from uhr.manifests.manifest import Manifest
@@ -42,6 +42,9 @@ from uhr.runtime.mirror import Mirror
 from uhr.runtime.units import UnitPlan
 
 UNITS = "units"
+
+FETCHED = "fetched"
+"""The folder in OUT with what a source fetched during the run."""
 
 REUSED = "results reused from"
 """The role of a manifest, among the parents of another, whose results that has taken over."""
@@ -209,6 +212,7 @@ class _ManifestRows:
             place, fault = self._verdict(status, reason, error or "")
             reached.append(place)
             faults.append(fault)
+        refetched = pa.array(_refetched(table, self._without), pa.bool_())
         places, of_patches = pa.array(reached, pa.int32()), batch.column("parent_id").is_valid()
         for number, stage in enumerate(self.stages):
             ran = _any_valid([batch.column(name) for name in stage.columns], batch.num_rows)
@@ -221,6 +225,8 @@ class _ManifestRows:
                     ran = batch.column(CHILD_COUNT.name).is_valid()
                 own = of_patches if number > self._expand else pc.call_function("invert", [of_patches])
                 ran = pc.call_function("and", [ran, own])
+            if stage.of_fetching:
+                ran = pc.call_function("and_not", [ran, refetched])
             table = table.append_column(f"_has_{number}", ran)
         for at, field in enumerate(_FAULT_FIELDS):
             table = table.append_column(field, pa.array([fault[at] for fault in faults], pa.string()))
@@ -259,6 +265,18 @@ def fault_of(kind: str | None, error: str, labels: Sequence[str]) -> _Fault:
         if error.startswith(f"{label}: "):
             return label, kind, error[len(label) + 2 :]
     return _NONE
+
+
+def _refetched(rows: pa.Table, without: Collection[str]) -> list[bool]:
+    """Return which rows failed or were left undone because their images could not be fetched, and are not
+    taken over: how that went is no result either.
+    """
+    names = [name for name in ("status", "reason", "content_hash") if name in rows.schema.names]
+    return [
+        (row["reason"] == DOWNLOAD and DOWNLOAD in without)
+        or ((row["status"] == UNDONE or row["reason"] == UNAVAILABLE) and row.get("content_hash") is None)
+        for row in rows.select(names).to_pylist()
+    ]
 
 
 def _any_valid(columns: Sequence[pa.Array], rows: int) -> pa.Array:
@@ -301,6 +319,7 @@ def collect(
         origin=origin,
         stores=tuple(store for each in others for store in each.stores),
         redactions=tuple(merged(each.redactions for each in others)),
+        fetched=None if origin is None else f"{origin.path}/{FETCHED}",
         stages=(*run.images, *run.patches),
         preview=run.pipeline.get("preview", 0),
     )
@@ -356,6 +375,7 @@ class PartRows:
         )
         errors = zip(*(table[name].to_pylist() for name in _VERDICT), strict=True)
         faults = [self._fault(*verdict, patch) for verdict, patch in zip(errors, patches, strict=True)]
+        refetched = _refetched(table, self._without)
         numbers = {key.label: n for n, key in enumerate(self._images)}
         of_patches = {key.label: n + len(self._images) for n, key in enumerate(self._patches)}
         has = [[False] * table.num_rows for _ in self.stages]
@@ -363,7 +383,7 @@ class PartRows:
             for label in labels:
                 # a patch also names the stage that cut it, which is one of images
                 if (place := (of_patches if patch else numbers).get(label)) is not None:
-                    has[place][at] = True
+                    has[place][at] = not (refetched[at] and self.stages[place].of_fetching)
         for number, values in enumerate(has):
             table = table.append_column(f"_has_{number}", pa.array(values, pa.bool_()))
         for at, field in enumerate(_FAULT_FIELDS):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from uhr.curate.frame import Frame
 from uhr.curate.stage import FrameStage
@@ -53,9 +54,13 @@ class FetchStage(FrameStage):
     inherited = True
 
     class Params(FrameStage.Params):
-        """hash: whether to add `content_hash`, where no stage decodes."""
+        """hash: whether to add `content_hash`, where no stage decodes. obey: whether the source obeys
+        reservations: what was fetched in spite of them is no result for a run that obeys.
+        """
 
         hash: bool = False
+        # as if it were not there, so that earlier results are still found
+        obey: bool = Field(True, exclude_if=lambda obey: obey)
 
     def __init__(self, params: Params | None = None) -> None:
         super().__init__(params)

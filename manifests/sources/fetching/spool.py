@@ -1,4 +1,6 @@
-"""What was fetched over a network during a run, in a folder: each URL is fetched once, by any process."""
+"""What was fetched over a network during a run, in a folder or an object store: each URL is fetched once, by
+any process.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,17 @@ import os
 import tempfile
 import time
 import urllib.parse
+from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from uhr.base.files import sha256_file, write_json
+from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.paths import in_store, text_path
+from uhr.base.store import FolderStore, ObjectStore, Store, StoreError
+from uhr.manifests.sources.base import FetchedFiles
 from uhr.manifests.sources.fetching.http import AGENT, Fetched, HttpOptions, NotFetched, Request, get
 from uhr.manifests.sources.fetching.robots import Robots, opt_out, opt_out_headers
 
@@ -27,16 +34,30 @@ ROBOTS_AGAIN = 60.0
 """Seconds after which a robots.txt that could not be read is requested again."""
 
 
-class Spool:
-    """A folder with the answers of URLs, the rules of their sites, and the locks that bound the number of
-    fetches from one host, for all processes and threads of a machine.
+COPIES = 256
+"""The most files of a store of which a process has a copy at one time."""
 
-    An answer that another attempt may change (a time-out, HTTP 503) is only remembered, until `forget`.
+
+class Spool:
+    """The answers of URLs, the rules of their sites, and the locks that bound the number of fetches from one
+    host, for all processes and threads of a machine.
+
+    The answers are in a folder, or in an object store, where all machines find them; then each process has
+    copies of a few. An answer that another attempt may change (a time-out, HTTP 503) is only remembered,
+    until `forget`.
     """
 
-    def __init__(self, folder: Path, options: HttpOptions) -> None:
-        self.folder, self.options = folder, options
+    def __init__(self, files: FetchedFiles, options: HttpOptions) -> None:
+        self.files, self.options = files, options
+        self.folder = self._shared = text_path(files.folder)
+        self._store = None if files.store is None else ObjectStore(files.store)
+        if self._store is not None:
+            self._shared = self._store.work_folder()
+            self._copies = tempfile.TemporaryDirectory(prefix="uhr-fetched-")
+            self.folder = Path(self._copies.name)
         self._failed: dict[str, Mapping[str, Any]] = {}
+        self._again: set[str] = set()
+        self._held: deque[Path] = deque()
 
     def forget(self) -> None:
         """Let `fetch` try again what failed."""
@@ -44,18 +65,52 @@ class Spool:
 
     def fetch(self, url: str) -> Mapping[str, Any]:
         """Fetch a URL, unless its answer is here. Returns the facts of the answer, by the columns of
-        the stage `fetch`, with `path`, the file of its body, or with `fault` or `opt_out`, which says
-        why there is none.
+        the stage `fetch`, with `fault` or `opt_out` if there is no body.
         """
-        facts = self._file(url)
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            return {**json.loads(facts.read_bytes()), "path": str(facts.with_suffix(".bytes"))}
+        known = self._known(url)
+        if known is not None and not self._tries_again(url, known):
+            return known
         if url not in self._failed:
-            found = self._fetch(url, facts)
+            found = self._fetch(url, self._file(url))
             if not found.transient:
                 return self.fetch(url)
             self._failed[url] = {**_facts(found), "transient": True}
         return self._failed[url]
+
+    def _known(self, url: str) -> Mapping[str, Any] | None:
+        """Return the facts of an answer that is here, in the store, or in an earlier run."""
+        facts = self._file(url)
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads(facts.read_bytes())
+        data = None if self._store is None else self._store.read(self._name(url))
+        if data is None:
+            return self._earlier(url, facts)
+        with atomic(facts) as temporary:
+            temporary.write_bytes(data)
+        return json.loads(data)
+
+    def _tries_again(self, url: str, known: Mapping[str, Any]) -> bool:
+        """Whether a URL that could not be fetched is fetched again; once by each process."""
+        if not self.files.again or known["fault"] is None or url in self._again:
+            return False
+        self._again.add(url)
+        return True
+
+    def body(self, url: str) -> Path:
+        """Return the file with the body of an answer, which `fetch` has found. Raises StoreError if the store
+        does not have it any more.
+        """
+        path = self._file(url).with_suffix(".bytes")
+        if self._store is not None and not path.exists():
+            name = self._name(url, ".bytes")
+            try:
+                with atomic(path) as temporary:
+                    self._store.fetch(name, temporary)
+            except FileNotFoundError:
+                what = f"{self._store.place(name)} is missing"
+                raise StoreError(what, "start the run again with another --out") from None
+            self._hold(path)
+        return path
 
     def remove(self, url: str) -> None:
         """Delete the answer of a URL."""
@@ -63,9 +118,62 @@ class Spool:
         facts.unlink(missing_ok=True)
         facts.with_suffix(".bytes").unlink(missing_ok=True)
 
+    def remove_copy(self, url: str) -> None:
+        """Delete the copy of a body that is in the store."""
+        self._file(url).with_suffix(".bytes").unlink(missing_ok=True)
+
+    def _hold(self, path: Path) -> None:
+        """Note the copy of a body, and delete the oldest of too many."""
+        self._held.append(path)
+        while len(self._held) > COPIES:
+            self._held.popleft().unlink(missing_ok=True)
+
     def _file(self, url: str) -> Path:
+        return self.folder / self._name(url)
+
+    def _name(self, url: str, suffix: str = ".json") -> str:
         key = hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()
-        return self.folder / key[:2] / f"{key}.json"
+        return f"{key[:2]}/{key}{suffix}"
+
+    def _earlier(self, url: str, facts: Path) -> Mapping[str, Any] | None:
+        """Take over what an unfinished run has fetched. It must be what this one would fetch: a whole body of
+        at most the allowed size, and no reservation was ignored that is to be obeyed.
+        """
+        for place in self._places:
+            data = place.read(self._name(url))
+            tree = None if data is None else json.loads(data)
+            if tree is None or tree["fault"] or tree["opt_out"]:
+                continue
+            if self.options.obey and not tree.get("obeyed"):
+                continue
+            body = place.read(self._name(url, ".bytes"))
+            whole = body is not None and hashlib.sha256(body).hexdigest() == tree.get("content_hash")
+            if body is not None and whole and len(body) <= self.options.most:
+                with atomic(facts.with_suffix(".bytes")) as temporary:
+                    temporary.write_bytes(body)
+                self._keep(url, tree)
+                return tree
+        return None
+
+    @cached_property
+    def _places(self) -> list[Store]:
+        return [
+            ObjectStore(place) if in_store(place) else FolderStore(str(text_path(place)))
+            for place in self.files.earlier
+        ]
+
+    def _keep(self, url: str, tree: Mapping[str, Any]) -> None:
+        """Write the facts of an answer, whose body is in its file; last, so that where the facts are the body
+        is whole.
+        """
+        facts = self._file(url)
+        body = facts.with_suffix(".bytes")
+        if self._store is not None and body.exists():
+            self._store.upload(body, self._name(url, ".bytes"))
+            self._hold(body)
+        write_json(facts, tree)
+        if self._store is not None:
+            self._store.upload(facts, self._name(url))
 
     def _fetch(self, url: str, facts: Path) -> Fetched:
         facts.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +183,7 @@ class Spool:
         with self._slot(url), tempfile.NamedTemporaryFile(dir=facts.parent, suffix=".tmp") as body:
             found = get(request, cast(BinaryIO, body))
             if not found.transient:
-                tree = _facts(found)
+                tree = {**_facts(found), "obeyed": self.options.obey}
                 if found.whole:
                     body.flush()
                     # a link, as the temporary name is deleted; another process may have been faster, or an
@@ -83,8 +191,7 @@ class Spool:
                     with contextlib.suppress(FileExistsError):
                         os.link(body.name, facts.with_suffix(".bytes"))
                     tree["content_hash"] = sha256_file(facts.with_suffix(".bytes"))
-                # last: where the facts are, the body is whole
-                write_json(facts, tree)
+                self._keep(url, tree)
         return found
 
     def _disallowed(self, url: str) -> str | None:
@@ -94,7 +201,7 @@ class Spool:
         """
         parts = urllib.parse.urlsplit(url)
         site = f"{parts.scheme}://{parts.netloc}".lower()
-        file = self.folder / "robots" / hashlib.sha256(site.encode()).hexdigest()[:32]
+        file = self._shared / "robots" / hashlib.sha256(site.encode()).hexdigest()[:32]
         with _locked(file.with_suffix(".lock")):
             found = None
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
@@ -120,7 +227,7 @@ class Spool:
     def _slot(self, url: str) -> Generator[None]:
         """Hold one of the `per_host` places of a URL's host."""
         host = url.partition("://")[2].partition("/")[0].lower()
-        folder = self.folder / "hosts"
+        folder = self._shared / "hosts"
         folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(host.encode()).hexdigest()[:16]
         while True:

@@ -7,20 +7,22 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
+from uhr.base.paths import path_text
+from uhr.base.store import StoreError
 from uhr.manifests.schema import STATED
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     GIVEN,
     ITEMS,
     Advance,
+    FetchedFiles,
     Item,
     Listing,
     items_table,
@@ -53,12 +55,16 @@ class Urls(TableFiles):
     width: str | None = None
     height: str | None = None
     http: HttpOptions = Field(default_factory=HttpOptions)
-    spool: str | None = Field(None, exclude=True)
-    """The folder of what was fetched, set for the time of a run."""
+    spool: FetchedFiles | None = Field(None, exclude=True)
+    """Where the files are that were fetched, set for the time of a run."""
 
     @property
     def fetches(self) -> bool:
         return True
+
+    @property
+    def obeys(self) -> bool:
+        return self.http.obey
 
     def check(self) -> None:
         tables.table_files(self.path)
@@ -87,8 +93,8 @@ class Urls(TableFiles):
     def open(self, item: Item) -> UrlBlob:
         return UrlBlob(self, item["uri"].partition("#")[0])
 
-    def spooled(self, folder: Path) -> Urls:
-        return self.model_copy(update={"spool": str(folder)})
+    def spooled(self, files: FetchedFiles) -> Urls:
+        return self.model_copy(update={"spool": files})
 
     def lane(self, item: Item) -> str | None:
         return f"host {item['uri'].partition('://')[2].partition('/')[0].lower()}"
@@ -104,10 +110,10 @@ class Urls(TableFiles):
     def answers(self) -> Spool:
         """Where the answers are; outside of a run in a folder of this process's own."""
         if self.spool is not None:
-            return Spool(Path(self.spool), self.http)
+            return Spool(self.spool, self.http)
         folder = tempfile.mkdtemp(prefix="uhr-fetched-")
         weakref.finalize(self.http, rmtree, folder, ignore_errors=True)
-        return Spool(Path(folder), self.http)
+        return Spool(FetchedFiles(folder=path_text(folder)), self.http)
 
 
 class UrlBlob(Blob):
@@ -134,7 +140,10 @@ class UrlBlob(Blob):
         reason = facts["fault"] or (facts["opt_out"] and f"the site forbids it ({facts['opt_out']})")
         if reason:
             raise PixelFault("unavailable" if facts.get("transient") else "download", reason)
-        return LocalBlob(facts["path"])
+        try:
+            return LocalBlob(str(self._source.answers.body(self._url)))
+        except StoreError as error:
+            raise PixelFault("unavailable", one_line(error)) from None
 
     @property
     def size(self) -> int:
@@ -151,6 +160,8 @@ class UrlBlob(Blob):
         if self._source.spool is None:
             # nobody reads it again: a set of images would fill the disk
             self._source.answers.remove(self._url)
+        elif self._source.spool.store is not None:
+            self._source.answers.remove_copy(self._url)
         return data
 
     def check_unchanged(self) -> None:

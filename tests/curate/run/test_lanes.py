@@ -186,7 +186,8 @@ sources: {{web: {{kind: urls, path: {tmp_path}/list.txt, http: {http}}}}}
     site.requests.clear()
     code, _, errors = run(tree)
     assert code == 0, errors
-    assert Manifest.open(tmp_path / "out").info.counts["kept"] == 16
+    rows = Manifest.open(tmp_path / "out").table().to_pylist()
+    assert {(row["status"], row["http_status"]) for row in rows} == {("kept", 200)}
     assert {path: n for path, n in site.requests.items() if path != "/robots.txt"} == dict.fromkeys(
         refused, 1
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pickle
 import shutil
@@ -223,6 +224,34 @@ def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
     calm = tmp_path / "calm"
     assert uhr(*words, "--out", calm, "--engine", "local", "--workers", 0)[0] == 0
     assert Manifest.open(out).id == Manifest.open(calm).id
+
+
+@pytest.mark.ray
+def test_what_one_machine_fetches_into_a_store_is_read_by_the_others(
+    cluster, homes, images, s3, uhr, tmp_path, http_site
+):
+    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
+    site = http_site.Site()
+    names = ("1.jpg", "3.jpg", "5.jpg", "7.jpg", "flat.png")
+    site.images = {f"/{name}": (images / name).read_bytes() for name in names}
+    (tmp_path / "list.txt").write_text("\n".join(f"{site.address}/{name}" for name in names))
+    tree = {"kind": "urls", "path": str(tmp_path / "list.txt"), "http": {"private": True}}
+    sets = ("--set", f"sources={json.dumps({'web': tree})}", "--set", "unit=1")
+    out = f"s3://{s3.bucket}/fetched-out"
+    command = ("curate", "run", "quickstart", *sets, "--out", out, "--address", cluster.address)
+    code, printed, errors = uhr(*command, "--workers", 2)
+    assert code == 0, errors
+    assert "5 files: 4 kept, 1 rejected" in printed
+    assert {path: n for path, n in site.requests.items() if path != "/robots.txt"} == {
+        f"/{name}": 1 for name in names
+    }
+    left = boto3.client("s3").list_objects_v2(Bucket=s3.bucket, Prefix="fetched-out/")["Contents"]
+    assert not [each["Key"] for each in left if "/fetched/" in each["Key"] or "/units/" in each["Key"]]
+    manifest = Manifest.open(out)
+    for row in manifest.table(where="status = 'kept'").to_pylist():
+        assert manifest.source.open(row).read() == site.images[f"/{row['uri'].rpartition('/')[2]}"]
+    assert set(site.requests.values()) <= {1, 2, 3}, "only robots.txt is read on each machine"
+    site.stop()
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
+from uhr.curate.run import job
 from uhr.manifests.manifest import Manifest
 
 
@@ -105,8 +109,6 @@ def test_which_bytes_are_stored_is_a_choice(site, pipeline, tmp_path, uhr, pixel
 
 
 def test_a_run_that_is_killed_fetches_nothing_twice(site, pipeline, tmp_path, uhr, monkeypatch):
-    from uhr.curate.run import job
-
     site.requests.clear()
     monkeypatch.setattr(job, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ("curate", "run", pipeline, "--out", tmp_path / "out", "--engine", "local", "--workers", 0)
@@ -119,3 +121,87 @@ def test_a_run_that_is_killed_fetches_nothing_twice(site, pipeline, tmp_path, uh
     code, _, errors = uhr(*arguments)
     assert code == 0, errors
     assert site.requests == fetched
+
+
+@pytest.fixture
+def stop_before_commit(monkeypatch, uhr) -> Any:
+    """Run a command until all is measured and nothing committed."""
+
+    def stopped(*arguments: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            code, _, errors = uhr(*arguments)
+        assert code == 130, errors
+
+    return stopped
+
+
+FETCHED_ONCE = ("/a.jpg", "/b.jpg", "/small.jpg", "/reserved.jpg", "/missing")
+
+
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_what_an_unfinished_run_has_fetched_is_fetched_by_nobody_else(
+    site, pipeline, tmp_path, uhr, s3, monkeypatch, stop_before_commit, place
+):
+    site.requests.clear()
+    half = tmp_path / "half" if place == "folder" else f"s3://{s3.bucket}/half"
+    words = ("curate", "run", pipeline, "--engine", "local", "--workers", 0)
+    stop_before_commit(*words, "--out", half)
+    assert {path for path in site.requests if path != "/robots.txt"} == set(FETCHED_ONCE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    site.requests.clear()
+    # another pipeline, in another OUT: the bytes are taken over, what had failed is as it was
+    hashed = tmp_path / "hashed.yaml"
+    hashed.write_text(pipeline.read_text().replace("rules:", "stages: {phash: {}}\n        rules:"))
+    new = ("--out", f"s3://{s3.bucket}/new", "--reuse", half, "--json")
+    code, printed, errors = uhr(*words[:2], hashed, *words[3:], *new)
+    assert code == 0, errors
+    assert not site.requests
+    assert json.loads(printed)["counts"]["kept"] == 2
+    fetched = Manifest.open(f"s3://{s3.bucket}/new")
+    for row in fetched.table(where="status = 'kept'").to_pylist():
+        assert row["phash"] is not None
+        assert fetched.source.open(row).read() == site.images[f"/{row['uri'].rpartition('/')[2]}"]
+    # the run itself goes on, without a request
+    code, _, errors = uhr(*words, "--out", half)
+    assert code == 0, errors
+    assert not site.requests
+    left = boto3.client("s3").list_objects_v2(Bucket=s3.bucket)["Contents"]
+    assert not [each["Key"] for each in left if "/fetched/" in each["Key"]]
+
+
+def test_what_was_fetched_without_obeying_reservations_is_not_taken_over_by_a_run_that_obeys(
+    site, pipeline, tmp_path, uhr, stop_before_commit
+):
+    words = ("curate", "run", pipeline, "--engine", "local", "--workers", 0)
+    stop_before_commit(*words, "--out", tmp_path / "half", "--set", "sources.web.http.obey=false")
+    site.requests.clear()
+    code, _, errors = uhr(*words, "--out", tmp_path / "new", "--reuse", tmp_path / "half")
+    assert code == 0, errors
+    rows = {r["uri"].rpartition("/")[2]: r for r in Manifest.open(tmp_path / "new").table().to_pylist()}
+    assert (rows["reserved.jpg"]["status"], rows["reserved.jpg"]["reason"]) == ("rejected", "opt_out")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_download_that_failed_is_tried_again_on_request(
+    site, pipeline, tmp_path, uhr, stop_before_commit, finished
+):
+    words = ("curate", "run", pipeline, "--engine", "local", "--workers", 0, "--out")
+    out = tmp_path / "out"
+    if finished:
+        assert uhr(*words, out)[0] == 0
+    else:
+        stop_before_commit(*words, out)
+    site.requests.clear()
+    site.images["/missing"] = site.images["/a.jpg"]
+    try:
+        more = (tmp_path / "2", "--reuse", out) if finished else (out,)
+        code, _, errors = uhr(*words, *more, "--retry", "download")
+    finally:
+        del site.images["/missing"]
+    assert code == 0, errors
+    assert {path for path in site.requests if path != "/robots.txt"} == {"/missing"}
+    rows = Manifest.open(tmp_path / "2" if finished else out).table().to_pylist()
+    again = next(row for row in rows if row["uri"].endswith("/missing"))
+    # it has the bytes of a.jpg
+    assert (again["reason"], again["http_status"], again["error"]) == ("duplicates", 200, None)

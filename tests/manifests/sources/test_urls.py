@@ -11,6 +11,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests import sources
+from uhr.manifests.sources.base import FetchedFiles
 from uhr.manifests.sources.fetching.robots import Robots, opt_out
 from uhr.manifests.sources.fetching.urls import Urls
 from uhr.pixels.types import PixelFault
@@ -36,7 +37,7 @@ def listed(tmp_path, *urls, **http) -> Urls:
     file = tmp_path / "list.txt"
     file.write_text("\n".join(urls))
     source = Urls.model_validate({"path": str(file), "http": {**FAST, **http}})
-    return source.spooled(tmp_path / "spool")
+    return source.spooled(FetchedFiles(folder=str(tmp_path / "spool")))
 
 
 def test_a_url_is_fetched_once_and_its_answer_is_evidence(site, tmp_path):
@@ -48,7 +49,10 @@ def test_a_url_is_fetched_once_and_its_answer_is_evidence(site, tmp_path):
     assert blob.read() == site.images["/a.jpg"]
     assert (blob.header().width, blob.size, blob.head(2)) == (64, len(blob.read()), b"\xff\xd8")
     # another process of the same run, and a later run
-    assert source.spooled(tmp_path / "spool").open(items[0]).sha256() == blob.facts["content_hash"]
+    assert (
+        source.spooled(FetchedFiles(folder=str(tmp_path / "spool"))).open(items[0]).sha256()
+        == blob.facts["content_hash"]
+    )
     assert (blob.facts["http_status"], blob.facts["etag"]) == (200, '"v1"')
     moved = source.open(items[1]).facts
     assert (items[1]["uri"], moved["final_url"]) == (f"{site.address}/moved", f"{site.address}/a.jpg")
