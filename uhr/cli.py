@@ -27,6 +27,7 @@ from uhr.manifests import cli as manifests
 from uhr.models.cli import app as models
 from uhr.sample.command import app as sample
 from uhr.train.cli import app as train
+from uhr.train.evaluate.cli import app as evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,7 @@ app.add_typer(manifests.app, name="manifest")
 app.add_typer(models, name="models")
 app.add_typer(sample, name="sample")
 app.add_typer(train, name="train")
+app.add_typer(evaluate, name="eval")
 
 # `manifest slice --similar` embeds its query by a model, which the manifests do not know
 manifests.UNFINISHED = "uhr.curate.run.earlier.so_far:so_far"

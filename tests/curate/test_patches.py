@@ -19,12 +19,12 @@ from uhr.curate.measures.detail import TILE, tiles, windows
 from uhr.curate.patch_frame import PatchFrame
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.stage import FrameStage, Workspace
-from uhr.curate.stages.frames.phash import phash
 from uhr.curate.stages.patches import PatchesStage
 from uhr.curate.stages.sets.near_duplicates import NearDuplicatesStage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import Column
 from uhr.manifests.sources.blobs import MemoryBlob
+from uhr.pixels.phash import phash
 
 
 def textured(*boxes: tuple[int, int, int, int], width: int = 640, height: int = 384) -> np.ndarray:

@@ -18,8 +18,8 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.curate.config import load
 from uhr.curate.measures.blocklists import Blocklist
-from uhr.curate.stages.frames.phash import phash
 from uhr.manifests.manifest import Manifest
+from uhr.pixels.phash import phash
 
 from .conftest import photograph
 

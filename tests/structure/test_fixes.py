@@ -51,6 +51,9 @@ PRINTED_BY = {
     "models/specs/registry.py": MODEL,
     "models/generate/repeat.py": ("sample",),
     "train/run/estimate/estimate.py": ("train plan",),
+    "train/evaluate/": ("eval run",),
+    "train/evaluate/compare/": ("eval compare",),
+    "train/evaluate/generate.py": ("eval generate",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),
     "train/run/exports/": ("train export",),
@@ -129,7 +132,7 @@ NO_ERRORS = (
 )
 """Definitions of commands and their help, and a card that is read elsewhere."""
 
-GROUPS = ("models", "train", "sample", "manifest", "curate")
+GROUPS = ("models", "train", "sample", "manifest", "curate", "eval")
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

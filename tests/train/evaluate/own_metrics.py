@@ -1,0 +1,88 @@
+"""Metrics of a user's own, by import path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.models.metrics.base import About, ScoreColumn
+
+
+class Brightness:
+    """The mean of all pixels. It fails at the image whose number is in the file `stop`, if there is one."""
+
+    about = About("brightness", "Apache-2.0", "a test")
+    needs = frozenset()
+
+    class Options(Config):
+        """scale: of the values."""
+
+        scale: float = 1.0
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.name = f"brightness/{scale:g}"
+        self.columns = (ScoreColumn("brightness", "higher", "brightness"),)
+
+    @classmethod
+    def load(cls, options, device="cpu"):
+        return cls(options.scale)
+
+    def identity(self):
+        return {"metric": self.name}
+
+    def score(self, samples):
+        found = []
+        for sample in samples:
+            stop = Path("stop")
+            if stop.exists() and int(stop.read_text()) == sample.index:
+                raise UserError("stopped", "remove the file stop")
+            with open("scored", "a") as file:
+                file.write(f"{sample.index}\n")
+            found.append({"brightness": self.scale * float(sample.image.mean())})
+        return found
+
+
+class Paired(Brightness):
+    """The mean absolute difference from the reference."""
+
+    needs = frozenset({"reference", "prompt"})
+
+    def score(self, samples):
+        return [
+            {"brightness": float(abs(sample.image.astype(float) - sample.reference.astype(float)).mean())}
+            for sample in samples
+        ]
+
+
+class NotFinite(Brightness):
+    """No number."""
+
+    def score(self, samples):
+        return [{"brightness": float("nan")} for _ in samples]
+
+
+class Weighted(Brightness):
+    """Needs weights."""
+
+    about = About("brightness", "Apache-2.0", "a test", {"file": "a file of weights, from nowhere"})
+
+    class Options(Config):
+        """file: of the weights."""
+
+        file: str | None = None
+        scale: float = 1.0
+
+
+class Hashed(Weighted):
+    """Its identity has the text of its file."""
+
+    @classmethod
+    def load(cls, options, device="cpu"):
+        made = cls(options.scale)
+        made.name, made.weights = "hashed", Path(options.file).read_text()
+        return made
+
+    def identity(self):
+        return {"metric": self.name, "weights": self.weights}

@@ -1,0 +1,63 @@
+"""Intervals: against scipy, a closed form, and what must not matter."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from uhr.train.evaluate.bootstrap import difference, interval
+
+
+def test_the_interval_is_that_of_scipy_and_of_the_normal_approximation():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    found = interval(values, np.arange(400), seed=3, resamples=4000)
+    other = scipy.stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=4)
+    assert found.value == pytest.approx(values.mean())
+    width = other.confidence_interval.high - other.confidence_interval.low
+    assert found.low == pytest.approx(other.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(other.confidence_interval.high, abs=0.05 * width)
+    assert width == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)
+
+
+def test_more_images_of_the_same_prompts_give_the_same_interval():
+    values, prompts = np.random.default_rng(0).normal(size=30), np.arange(30)
+    once = interval(values, prompts)
+    again = interval(np.repeat(values, 4), np.repeat(prompts, 4))
+    assert again == pytest.approx(once)
+    # taken for independent, they would seem to be twice as certain
+    independent = interval(np.repeat(values, 4), np.arange(120))
+    assert independent.high - independent.low < 0.65 * (once.high - once.low)
+
+
+def test_a_constant_difference_has_no_width_whatever_the_spread_of_both():
+    a = np.random.default_rng(0).normal(0, 100, 50)
+    found = difference(a, a + 1.5, np.arange(50))
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert found.clear
+    assert found.wins == 1
+    none = difference(a, a, np.arange(50))
+    assert (none.value, none.clear, none.wins) == (0, False, 0.5)
+
+
+def test_a_difference_is_that_of_resampled_prompts_not_of_two_independent_sets():
+    rng = np.random.default_rng(2)
+    a = rng.normal(0, 10, 60)
+    b = a + rng.normal(0.5, 1, 60)
+    found = difference(a, b, np.arange(60), resamples=4000)
+    other = interval(b - a, np.arange(60), resamples=4000)
+    assert (found.value, found.low, found.high) == pytest.approx(tuple(other))
+
+
+def test_a_harmonic_mean_is_that_of_its_definition():
+    values = np.array([1.0, 2.0, 4.0])
+    found = interval(values, np.arange(3), "harmonic")
+    assert found.value == pytest.approx(3 / (1 + 0.5 + 0.25))
+    assert 1 <= found.low <= found.value <= found.high <= 4
+
+
+def test_the_seed_decides_the_interval_and_one_prompt_has_none():
+    values = np.random.default_rng(0).normal(size=20)
+    prompts = np.arange(20)
+    assert interval(values, prompts, seed=1) == interval(values, prompts, seed=1)
+    assert interval(values, prompts, seed=1) != interval(values, prompts, seed=2)
+    assert interval(values, np.zeros(20, int)).low is None
+    assert difference(values, values + 1, np.zeros(20, int)).clear is False

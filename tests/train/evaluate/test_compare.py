@@ -1,0 +1,97 @@
+"""Comparisons: paired differences, tables for papers, and what is refused."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.train.evaluate.bootstrap import difference
+
+OWN = [{"metric": "own_metrics:Brightness"}, {"metric": "random-frechet"}]
+
+
+@pytest.fixture
+def two(protocol, folder, score):
+    """Results `a` and `b` of one protocol over the same references."""
+    file, references = protocol(metrics=OWN), folder("references", range(10, 16))
+    for name, blur in (("a", 0), ("b", 5)):
+        code, _, err = score(file, folder(f"images-{name}", blur=blur), name, "--references", references)
+        assert code == 0, err
+    return file, references
+
+
+def test_differences_are_paired_over_prompts(two, uhr):
+    code, out, _ = uhr("eval", "compare", "a", "ours=b", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [arm["name"] for arm in found["arms"]] == ["a", "ours"]
+    a, b = (pq.read_table(f"{name}/scores.parquet") for name in "ab")
+    assert a["sha256"] != b["sha256"]
+    direct = difference(np.array(a["brightness"]), np.array(b["brightness"]), np.arange(6))
+    columns = {column["name"]: column for column in found["columns"]}
+    assert columns["brightness"]["differences"] == [None, direct._asdict()]
+    (of_sets,) = [column for column in found["columns"] if column["kind"] == "set"]
+    assert of_sets["differences"] == [None, None]
+    assert all(value["value"] is not None for value in of_sets["values"])
+
+
+def test_the_table_is_printed_for_people_and_for_papers(two, uhr):
+    code, out, _ = uhr("eval", "compare", "a", "b")
+    assert code == 0
+    assert "paired differences from a over the same prompts" in out
+    rows = list(csv.DictReader(io.StringIO(uhr("eval", "compare", "a", "b", "--to", "csv")[1])))
+    means = [float(row["mean"]) for row in rows if row["value"] == "brightness"]
+    assert means == [np.mean(pq.read_table(f"{name}/scores.parquet")["brightness"]) for name in "ab"]
+    md = uhr("eval", "compare", "a", "b", "--to", "md")[1]
+    assert md.startswith("| method | brightness/1 ↑ |")
+    assert len({line.count("|") for line in md.splitlines()[:4]}) == 1
+    latex = uhr("eval", "compare", "a", "50%_x=b", "--to", "latex")[1]
+    assert "50\\%\\_x & " in latex
+    assert latex.count("\\\\\n") == 3
+
+
+def test_results_that_cannot_be_compared_are_refused_with_what_differs(two, protocol, folder, score, uhr):
+    file, references = two
+    changed = [{"metric": "own_metrics:Brightness", "options": {"scale": 2}}, {"metric": "random-frechet"}]
+    for name, options in (
+        ("size", (protocol("size.yaml", metrics=OWN, size="64x64"), folder("small", size=(64, 64)))),
+        ("metrics", (protocol("metrics.yaml", metrics=changed), "images-a")),
+        ("prompts", (file, "images-a", "--first", 4)),
+    ):
+        given = (*options[:2], name, "--references", references, *options[2:])
+        assert score(*given)[0] == 0
+        code, _, err = uhr("eval", "compare", "a", name)
+        assert code == 1
+        assert f"a and {name} have different" in err
+        assert name in err.partition("have different")[2]
+    (references / "0000.png").unlink()
+    assert score(file, "images-b", "c", "--references", references)[0] == 0
+    assert "different references (6 images" in uhr("eval", "compare", "a", "c")[2]
+
+
+def test_other_weights_of_a_metric_are_refused(protocol, folder, score, uhr):
+    file = protocol(metrics=[{"metric": "own_metrics:Hashed"}])
+    images = folder("images")
+    for name in "ab":
+        Path(f"{name}.bin").write_text(name)
+        assert score(file, images, name, "--weights", f"own_metrics:Hashed={name}.bin")[0] == 0
+    assert "a and b have different weights of hashed" in uhr("eval", "compare", "a", "b")[2]
+
+
+def test_what_is_no_result_or_has_a_taken_name_is_one_line(two, uhr):
+    for given, says in (
+        (("a",), "one result cannot be compared"),
+        (("a", "a"), "two results are called 'a'"),
+        (("a", "nothing"), "nothing does not exist"),
+        (("a", "images-a"), "contains no finished result"),
+        (("a", "b", "--to", "pdf"), "one of latex, csv, md"),
+    ):
+        code, _, err = uhr("eval", "compare", *given)
+        assert (code, says in err, err.count("\n")) == (1, True, 1), err
+    scores = Path("b/scores.parquet")
+    scores.write_bytes(scores.read_bytes() + b"x")
+    assert "has changed since the evaluation" in uhr("eval", "compare", "a", "b")[2]

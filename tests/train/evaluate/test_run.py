@@ -1,0 +1,250 @@
+"""Scores: equal to the metrics called directly, resumed, and refused where they would mean nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.models.metrics.base import Sample
+from uhr.models.metrics.features import Features
+from uhr.models.metrics.registry import metric
+from uhr.pixels.decode import png
+
+OWN = [{"metric": "own_metrics:Brightness"}]
+
+
+def values(result):
+    return {column["name"]: column for each in result["metrics"] for column in each["columns"]}
+
+
+def pixels(folder, number):
+    from uhr.pixels.decode import decode
+
+    return decode((folder / f"{number:04d}.png").read_bytes()).rgb()
+
+
+def test_a_result_has_what_the_metrics_give_directly(protocol, folder, score):
+    images, references = folder("images", blur=3), folder("references", range(10, 18))
+    code, result, _ = score(protocol(), images, "out", "--references", references)
+    assert code == 0
+    found = values(result)
+    glcm, frechet = metric("glcm"), metric("random-frechet")
+    direct = [glcm.score([Sample(pixels(images, n), n)])[0]["glcm_diffusion_4k"] for n in range(6)]
+    rows = pq.read_table("out/scores.parquet").to_pylist()
+    assert [row["glcm_diffusion_4k"] for row in rows] == direct
+    assert [row["file"] for row in rows] == [f"{n:04d}.png" for n in range(6)]
+    column = found["glcm_diffusion_4k"]
+    assert column["value"] == pytest.approx(np.mean(direct))
+    assert column["low"] < column["value"] < column["high"]
+    parts = [
+        Features.merge([frechet.extractor.features(pixels(each, n), n) for n in range(count)])
+        for each, count in ((images, 6), (references, 8))
+    ]
+    (direct_value,) = frechet.compare(parts[1], parts[0]).values()
+    (name,) = [name for name in found if name.startswith("random_frechet")]
+    assert found[name]["value"] == pytest.approx(direct_value.value, rel=1e-9)
+    assert (found[name]["n"], result["n"], result["references"]["count"]) == (6, 6, 8)
+    assert result["protocol"]["complete"]
+    assert result["overlap"] is None
+
+
+def test_a_stopped_run_is_resumed_and_gives_the_same_scores(protocol, folder, score):
+    images = folder("images")
+    file = protocol(metrics=OWN)
+    Path("stop").write_text("4")
+    code, _, err = score(file, images, "out")
+    assert (code, "0004.png: stopped" in err) == (1, True)
+    assert not Path("out/result.json").exists()
+    Path("stop").unlink()
+    Path("scored").unlink()
+    code, resumed, _ = score(file, images, "out")
+    assert code == 0
+    assert Path("scored").read_text().split() == ["4", "5"]
+    _, whole, _ = score(file, images, "other")
+    assert resumed["scores"] == whole["scores"]
+    # a finished result is not computed again
+    Path("scored").unlink()
+    assert score(file, images, "out")[1] == resumed
+    assert not Path("scored").exists()
+
+
+def test_worker_processes_give_the_same_scores(protocol, folder, score, warm_workers):
+    images, references = folder("images"), folder("references", range(10, 18))
+    here = score(protocol(), images, "here", "--references", references)[1]
+    there = score(protocol(), images, "there", "--references", references, "--workers", 2)[1]
+    assert here["metrics"] == there["metrics"]
+    assert here["scores"] == there["scores"]
+
+
+def test_missing_metrics_are_named_and_left_out_only_on_request(protocol, folder, score):
+    images = folder("images")
+    weighted = {"metric": "own_metrics:Weighted", "label": "weighted"}
+    file = protocol(metrics=[weighted, {"metric": "random-frechet"}, {"metric": "glcm"}])
+    code, _, err = score(file, images, "out")
+    assert code == 1
+    assert (
+        "2 metrics of 3 cannot be computed: weighted: its weights are not named (--weights METRIC=PATH" in err
+    )
+    assert "random-frechet: there are no references (--references)" in err
+    assert not Path("out").exists()
+    code, result, err = score(file, images, "out", "--allow-missing")
+    assert code == 0
+    assert [each["metric"] for each in result["missing"]] == ["weighted", "random-frechet"]
+    assert "left out: weighted: its weights" in err
+    Path("weights.bin").write_bytes(b"x")
+    code, result, _ = score(file, images, "more", "--weights", "weighted=weights.bin", "--allow-missing")
+    assert [each["metric"] for each in result["missing"]] == ["random-frechet"]
+    for given, says in (
+        ("weighted=nothing.bin", "does not exist"),
+        ("wieghted=weights.bin", "did you mean weighted"),
+        ("glcm=weights.bin", "has 0 options for weights"),
+        ("weighted.scale=2", "unknown option for weights 'scale'"),
+        ("weighted", "write METRIC=PATH"),
+    ):
+        assert says in score(file, images, "again", "--weights", given, "--allow-missing")[2]
+
+
+def broken(folder, kind):
+    file = folder / "0003.png"
+    if kind == "missing":
+        file.unlink()
+    elif kind == "no image":
+        file.write_bytes(b"nothing")
+    elif kind == "damaged":
+        file.write_bytes(file.read_bytes()[:-2000])
+    elif kind == "another size":
+        file.write_bytes(png(np.zeros((40, 40, 3), np.uint8)))
+    elif kind == "twice":
+        shutil.copy(file, folder / "3.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "has no image for 1 of 6 prompts: 0003 ('three cats')"),
+        ("no image", "0003.png cannot be used"),
+        ("damaged", "0003.png cannot be used"),
+        ("another size", "0003.png is 40x40 px, not 96x80"),
+        ("twice", "images of one prompt"),
+    ],
+)
+def test_images_that_cannot_be_scored_are_one_line(protocol, folder, score, kind, says):
+    images = folder("images")
+    broken(images, kind)
+    code, _, err = score(protocol(metrics=OWN), images, "out")
+    assert code == 1
+    assert says in err
+    assert sum(line.startswith("uhr: ") for line in err.splitlines()) == 1
+
+
+def test_the_first_prompts_alone_are_marked_as_incomplete(protocol, folder, score):
+    images = folder("images", range(3))
+    code, result, _ = score(protocol(metrics=OWN), images, "out", "--first", 3)
+    assert (code, result["n"], result["protocol"]["complete"]) == (0, 3, False)
+    assert score(protocol(metrics=OWN), folder("none", []), "o", "--first", 2)[0] == 1
+
+
+def test_a_score_that_is_no_number_and_another_request_are_refused(protocol, folder, score):
+    images = folder("images")
+    code, _, err = score(protocol(metrics=[{"metric": "own_metrics:NotFinite"}]), images, "out")
+    assert (code, "0000.png: brightness/1 gives nan as brightness" in err) == (1, True)
+    code, _, err = score(protocol(metrics=OWN), images, "out")
+    assert (code, "contains another evaluation: other protocol" in err) == (1, True)
+    Path("theirs").mkdir()
+    Path("theirs/file.txt").write_text("x")
+    assert "already contains something else" in score(protocol(metrics=OWN), images, "theirs")[2]
+
+
+def test_images_of_other_generators_are_matched_by_metadata(protocol, folder, score):
+    images = folder("images", range(6))
+    prompts = Path("prompts.txt").read_text().splitlines()
+    order = [3, 1, 0, 5, 4, 2]
+    rows = [{"file_name": f"{n:04d}.png", "text": prompts[at]} for n, at in enumerate(order)]
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score(protocol(metrics=OWN), images, "out")[0] == 0
+    files = pq.read_table("out/scores.parquet")["file"].to_pylist()
+    assert files == [f"{order.index(at):04d}.png" for at in range(6)]
+    rows[0] = {"file_name": "0000.png", "index": 1}
+    rows[1] = {"file_name": "0001.png", "index": 1}
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "a second image of item 1" in score(protocol(metrics=OWN), images, "o")[2]
+
+
+def test_paired_references_are_those_of_the_prompts_wherever_they_are(protocol, folder, score):
+    images, references = folder("images"), folder("references", [5, 4, 3, 2, 1, 0])
+    paired = [{"metric": "own_metrics:Paired"}]
+    file = protocol(metrics=paired, references={"kind": "paired"})
+    result = score(file, images, "out", "--references", references)[1]
+    direct = [np.abs(pixels(images, n).astype(float) - pixels(images, 5 - n)).mean() for n in range(6)]
+    assert values(result)["brightness"]["value"] == pytest.approx(np.mean(direct))
+    (references / "0002.png").unlink()
+    assert "has no reference for 1 of 6 prompts" in score(file, images, "o", "--references", references)[2]
+    file = protocol(metrics=paired)
+    assert "the references are not paired" in score(file, images, "o", "--references", references)[2]
+
+
+def test_overlap_with_the_training_data_is_in_the_result(protocol, folder, score, uhr):
+    images, references = folder("images"), folder("references", range(10, 16))
+    # trained on two references, one of them saved anew, and on a prompt in other spelling
+    trained = folder("trained", [])
+    shutil.copy(references / "0001.png", trained / "same.png")
+    import cv2
+
+    cv2.imwrite(
+        str(trained / "similar.jpg"), pixels(references, 2)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 97]
+    )
+    (trained / "similar.txt").write_text("  A Red  LAKE ")
+    Path("p.yaml").write_text("name: p\nstages: [header, decode, phash]\nrules: {}\n")
+    assert uhr("curate", "run", "p.yaml", "--source", trained, "--out", "set", "--workers", 0)[0] == 0
+    options = ("--references", references, "--trained-on", "set")
+    code, result, _ = score(protocol(), images, "out", *options)
+    assert code == 0
+    overlap = result["overlap"]
+    assert overlap["prompts"] == {"count": 1, "names": ["0000"]}
+    assert [name.rpartition("/")[2] for name in overlap["references_exact"]["names"]] == ["0001.png"]
+    assert [name.rpartition("/")[2] for name in overlap["references_similar"]["names"]] == ["0002.png"]
+    assert (
+        "not a manifest"
+        in score(protocol(), images, "o", "--references", references, "--trained-on", images)[2]
+    )
+
+
+def test_references_may_be_a_slice_of_a_manifest(protocol, folder, score, uhr):
+    images, references = folder("images"), folder("references", range(10, 20))
+    Path("p.yaml").write_text("name: p\nstages: [header, decode]\nrules: {}\n")
+    assert uhr("curate", "run", "p.yaml", "--source", references, "--out", "set", "--workers", 0)[0] == 0
+    sliced = uhr("manifest", "slice", "set", "--where", "uri < '0008'", "--out", "slice")
+    assert sliced[0] == 0
+    from_slice = score(protocol(), images, "a", "--references", "slice")[1]
+    for number in (8, 9):
+        (references / f"{number:04d}.png").unlink()
+    from_folder = score(protocol(), images, "b", "--references", references)[1]
+    assert from_slice["metrics"] == from_folder["metrics"]
+
+
+def test_a_set_of_uhr_is_generated_and_matched_by_name(protocol, uhr, tiny_flux, score):
+    file = protocol(size="64x64", metrics=OWN, seeds=[3], seed_rule="index")
+    given = (
+        "eval",
+        "generate",
+        file,
+        "--sampler",
+        "euler",
+        "--model",
+        tiny_flux,
+        "--steps",
+        1,
+        "--out",
+        "set",
+    )
+    code, out, _ = uhr(*given, "--device", "cpu", "--workers", 0, "--first", 2, "--json")
+    assert (code, json.loads(out)["counts"]["made"]) == (0, 2)
+    code, result, _ = score(file, "set", "out", "--first", 2)
+    assert code == 0
+    assert result["made"]["request"]["sampler"] == "euler"
+    assert [row["seed"] for row in pq.read_table("out/scores.parquet").to_pylist()] == [3, 4]
+    other = protocol("other.yaml", size="64x64", metrics=OWN, seeds=[4], seed_rule="index")
+    assert "has another seed than the protocol" in score(other, "set", "o", "--first", 2)[2]

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, generated images under them, scores, comparisons."""

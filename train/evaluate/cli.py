@@ -1,0 +1,317 @@
+"""`uhr eval`: protocols, generate, run, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uhr.base import console
+from uhr.base.console import say, shown
+from uhr.base.errors import UserError
+from uhr.base.paths import local
+from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+
+if TYPE_CHECKING:
+    from uhr.train.evaluate.prompts import EvalItem
+    from uhr.train.evaluate.protocol import LoadedProtocol
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Generate images under a written protocol, score them, and compare results with intervals.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="PROTOCOL", help="A name of `uhr eval protocols`, or a YAML file of your own."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a value of the protocol, and with it its id: size=2048x2048. Repeatable.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        parser=local("--prompts"),
+        metavar="PATH",
+        help="The protocol's prompts, in the layout that `uhr eval show` names.",
+    ),
+]
+First = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Use only the first N prompts; the result is marked as incomplete."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Engine = Annotated[str, typer.Option(help="ray, or local for worker processes without Ray.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Workers, each with the models in memory; by default one per GPU. 0: this process."
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster, HOST:PORT; all paths must exist there too.")
+]
+RESULT_HELP = "A folder that `uhr eval run` wrote, by itself or as NAME=FOLDER."
+
+
+@app.command("protocols")
+def protocols_(as_json: Json = False) -> None:
+    """List the protocols: size, number of images, metrics, and what each is."""
+    from uhr.train.evaluate import protocol
+
+    rows = []
+    for name in protocol.names():
+        found = protocol.load(name).protocol
+        rows.append(
+            {
+                "name": name,
+                "size": f"{found.size[0]}x{found.size[1]}",
+                "images": found.images,
+                "references": found.references.kind,
+                "metrics": [use.name for use in found.metrics],
+                "id": found.id,
+                "about": found.about,
+            }
+        )
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        head = ("name", "size", "images", "references", "about")
+        console.table(head, [[row[name] for name in head] for row in rows])
+        say("\n`uhr eval show NAME` has prompts, metrics, sources and the papers' values")
+
+    console.emit(rows, as_json, show)
+
+
+@app.command("show")
+def show_(name: Name, sets: Sets = None, as_json: Json = False) -> None:
+    """Show a protocol: what decides its numbers, where it comes from, and the papers' values."""
+    from uhr.train.evaluate import protocol, show
+
+    found = protocol.load(name, sets).protocol
+    console.emit(
+        {"id": found.id, **found.model_dump(mode="json")}, as_json, lambda _: show.print_protocol(found)
+    )
+
+
+@app.command("metrics")
+def metrics_(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[METRIC]", help="One metric, with its options and weights.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the metrics: what they measure, what they need, and where their weights are published."""
+    from uhr.models.metrics import registry
+    from uhr.train.evaluate import show
+
+    rows = [registry.describe(each) for each in (registry.NAMES if name is None else (name,))]
+    console.emit(rows, as_json, lambda rows: show.print_metrics(rows, whole=name is not None))
+
+
+def _loaded(
+    name: str, sets: list[str] | None, prompts: Path | None, first: int | None
+) -> tuple[LoadedProtocol, list[EvalItem], bool]:
+    """The protocol, its items, and whether no prompt was left out."""
+    from uhr.train.evaluate import protocol
+    from uhr.train.evaluate.prompts import read_items
+
+    loaded = protocol.load(name, sets)
+    items = read_items(loaded, prompts, first)
+    published = loaded.protocol.prompts.count
+    count = len({item.prompt_index for item in items})
+    if first is None and published not in (None, count):
+        what = f"{loaded.protocol.name} has {published:,} prompts, and these are {count:,}"
+        console.warn(f"{what}: the result is marked as incomplete")
+    return loaded, items, first is None and published in (None, count)
+
+
+@app.command("generate")
+def generate_(
+    name: Name,
+    sampler: Annotated[
+        str, typer.Option(metavar="SAMPLER", help="A name of `uhr sample list`, or package.module:Class.")
+    ],
+    model: Annotated[str, typer.Option(metavar="DIR|ID|FILE", help=MODEL_HELP)],
+    out: Annotated[
+        Path, typer.Option(parser=local("--out"), metavar="DIR", help="The set; the same command resumes it.")
+    ],
+    prompts: Prompts = None,
+    first: First = None,
+    sets: Sets = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="PATH[=SCALE]", help="An adapter's folder or file; repeatable."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="DIR|ID", help=BASE_HELP)] = None,
+    spec: Annotated[str | None, typer.Option(metavar="NAME", help=SPEC_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help="Default: the published number.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Default: the published value.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="K=V", help="An option of the sampler (`uhr sample options`)."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Device = "auto",
+    offload: Annotated[str | None, typer.Option(metavar="KIND", help="model, group, sequential.")] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="KIND", help="nf4, int8, int8wo, float8wo.")] = None,
+    engine: Engine = "ray",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Generate the images of a protocol with a sampler; `uhr eval run` scores them."""
+    from uhr.base.config import apply_sets, build
+    from uhr.models.generate.request import Adapter, Request
+    from uhr.runtime.pool import Pool
+    from uhr.train.evaluate.generate import generate
+
+    _, items, _ = _loaded(name, sets, prompts, first)
+    tree = {
+        "sampler": sampler,
+        "model": model,
+        "base": base,
+        "spec": spec,
+        "steps": steps,
+        "guidance": guidance,
+        "adapters": [Adapter.parse(text) for text in adapters or ()],
+        "dtype": dtype,
+        "device": device,
+        "offload": offload,
+        "quantize": quantize,
+        "options": apply_sets({}, option or []),
+    }
+    made = generate(build(Request, tree, "uhr eval generate"), items, out, Pool.of(engine, workers, address))
+
+    def show(_: object) -> None:
+        counts = made.info.counts
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        say(f"{shown(made.out)}: {console.counted(counts['made'], 'image')}{failed}")
+        if not counts["failed"]:
+            command = console.command("eval", "run", name, "--images", out, "--out", "RESULT")
+            say(f"next: {command}")
+
+    console.emit(made.facts(), as_json, show)
+    if made.info.counts["failed"]:
+        counts = made.info.counts
+        what = f"{counts['failed']} of {counts['items']} images failed; {made.first_error}"
+        raise UserError(what, f"see {out}/failed; the same command tries them again")
+
+
+@app.command("run")
+def run_(
+    name: Name,
+    images: Annotated[
+        Path,
+        typer.Option(
+            parser=local("--images"),
+            metavar="DIR",
+            help="A set of `uhr eval generate`, or a folder of any generator: files called by the index "
+            "of the prompt, or a metadata.jsonl.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(parser=local("--out"), metavar="DIR", help="The result; the same command resumes it."),
+    ],
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--references"),
+            metavar="DIR",
+            help="Real images: a folder, or a manifest for its kept rows.",
+        ),
+    ] = None,
+    prompts: Prompts = None,
+    first: First = None,
+    sets: Sets = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            metavar="METRIC=PATH",
+            help="The weights of a metric, or of several (fid,kid=PATH); METRIC.OPTION=PATH where it has "
+            "several. Repeatable.",
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Leave out metrics without weights or references; the result lists them."
+        ),
+    ] = False,
+    trained_on: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--trained-on",
+            parser=local("--trained-on"),
+            metavar="DIR",
+            help="What the model was trained on (manifest, encoded data, or run): what prompts and "
+            "references share with it is reported. Repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    device: Device = "auto",
+    engine: Engine = "local",
+    workers: Workers = 0,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Score the images of a protocol with its metrics."""
+    from uhr.runtime.pool import Pool
+    from uhr.train.evaluate import result, show
+    from uhr.train.evaluate.job import evaluate
+
+    loaded, items, complete = _loaded(name, sets, prompts, first)
+    found = evaluate(
+        loaded.protocol,
+        items,
+        images,
+        references or (prompts if loaded.protocol.references.in_prompts else None),
+        out,
+        weights or [],
+        allow_missing=allow_missing,
+        trained_on=trained_on or [],
+        complete=complete,
+        seed=seed,
+        device=device,
+        pool=Pool.of(engine, workers, address),
+    )
+
+    def print_result(_: object) -> None:
+        show.print_result(found.info)
+        say(f"\n{shown(found.folder / result.SCORES)} has a row per image")
+        say(f"next: {console.command('eval', 'compare', out, 'OTHER')}")
+
+    value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
+    console.emit(value, as_json, print_result)
+
+
+@app.command("compare")
+def compare_(
+    results: Annotated[list[str], typer.Argument(metavar="RESULT...", help=RESULT_HELP)],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="latex|csv|md", help="Print the table in this form.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare results of one protocol with the first of them: paired differences with intervals."""
+    from uhr.train.evaluate.compare import tables
+    from uhr.train.evaluate.compare.comparison import compare, open_arms
+
+    tables.check_form(to)
+    if len(results) < 2:
+        raise UserError("one result cannot be compared", "name two or more; the first is the baseline")
+    found = compare(open_arms(results))
+    if to is not None:
+        print(tables.render(found, to), end="")
+        return
+    console.emit(found.facts(), as_json, lambda _: tables.print_comparison(found))

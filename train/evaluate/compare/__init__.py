@@ -1,0 +1,1 @@
+"""Compares results of one protocol: paired differences, a page, tables for papers."""

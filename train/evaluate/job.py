@@ -1,0 +1,81 @@
+"""An evaluation from what a command line names: images, references, metrics and overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uhr.base.console import warn
+from uhr.base.files import user_path
+from uhr.runtime.pool import Pool
+from uhr.runtime.units import NO_LIMITS
+from uhr.train.evaluate import choice, overlap
+from uhr.train.evaluate.images import find, find_references
+from uhr.train.evaluate.prompts import EvalItem
+from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.result import Result
+from uhr.train.evaluate.run import ScoreJob, note_small, run
+
+
+def evaluate(
+    protocol: EvalProtocol,
+    items: Sequence[EvalItem],
+    images: Path,
+    references: Path | None,
+    out: Path,
+    weights: Sequence[str] = (),
+    *,
+    allow_missing: bool = False,
+    trained_on: Sequence[Path] = (),
+    complete: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    pool: Pool,
+) -> Result:
+    """Score the images of a folder under a protocol.
+
+    Args:
+        references: a folder or a manifest; None if there are none.
+        weights: `METRIC=PATH` for the weights of metrics (`choice.parse_weights`).
+        allow_missing: whether metrics that cannot be computed are left out.
+        trained_on: manifests, encoded data or runs that the model was trained on.
+        complete: whether the items are all of the protocol's.
+        seed: of all resampling.
+
+    Everything that can be wrong is checked before a model is loaded. Raises UserError for the first mistake.
+    """
+    named = choice.parse_weights(protocol, weights)
+    kind = protocol.references.kind if references is not None else "none"
+    if references is not None and kind == "none":
+        warn(f"{protocol.name} has no references: {references} is not used")
+    known = None if kind == "none" else kind
+    chosen, missing = choice.choose(protocol, named, known, allow_missing)
+    training = overlap.training_manifests(map(user_path, trained_on))
+    found = find(user_path(images), items)
+    refs = None
+    if references is not None and kind != "none":
+        refs = find_references(user_path(references), kind, items)
+    if (note := note_small(len(items), chosen)) is not None:
+        warn(note)
+    device = _device(device)
+    job = ScoreJob(
+        protocol=protocol,
+        items=items,
+        images=found,
+        references=refs,
+        chosen=chosen,
+        missing=missing,
+        out=user_path(out),
+        runner=pool.runner(NO_LIMITS, threads=None, device=device),
+        device=device,
+        complete=complete,
+        seed=seed,
+        overlap=overlap.compare(training, items, refs) if training else None,
+    )
+    return run(job)
+
+
+def _device(device: str) -> str:
+    from uhr.models.loading.model import pick_device
+
+    return str(pick_device("auto")) if device == "auto" else device

@@ -1,0 +1,345 @@
+"""Scores the images of an evaluation. A run that was stopped is resumed by the same command.
+
+OUT is a folder:
+
+    request.json          what is scored with what, written first; another request needs another folder
+    features/             features of the generated images, by extractor and unit
+    reference-features/   the same of the references
+    scores.parquet        a row per image
+    result.json           written last
+    work/                 units and lock, removed at the end
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uhr
+from uhr.base import parquet
+from uhr.base.config import fingerprint, versioned_tree
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, file_version, or_half_written, saving, sha256_file, write_json
+from uhr.base.lock import NAME as LOCK
+from uhr.base.paths import path_text
+from uhr.base.run_folder import FolderLayout, RunFolder
+from uhr.runtime import units
+from uhr.runtime.units import Runner, UnitPlan, run_units
+from uhr.train.evaluate import bootstrap, prompts, result
+from uhr.train.evaluate.images import ImageRef, ImageSet, References
+from uhr.train.evaluate.overlap import Overlap
+from uhr.train.evaluate.prompts import EvalItem
+from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.result import (
+    ColumnResult,
+    MetricResult,
+    MissingMetric,
+    ProtocolRef,
+    ReferencesRef,
+    Result,
+    ResultInfo,
+)
+from uhr.train.evaluate.scoring import (
+    FEATURES,
+    ChosenMetric,
+    Made,
+    ScoreWork,
+    items_table,
+    read_features,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+REQUEST = "request.json"
+GENERATED, REFERENCES = "features", "reference-features"
+UNITS, REFERENCE_UNITS = "work/units", "work/reference-units"
+
+LAYOUT = FolderLayout(
+    "the result",
+    (REQUEST, GENERATED, REFERENCES, result.SCORES, result.FILE, "work"),
+    (REQUEST, "work"),
+    {
+        GENERATED: or_half_written(FEATURES.pattern),
+        REFERENCES: or_half_written(FEATURES.pattern),
+        "work": or_half_written(LOCK),
+        UNITS: or_half_written(units.FILES),
+        REFERENCE_UNITS: or_half_written(units.FILES),
+    },
+)
+
+MOST_UNITS = 1000
+"""Up to this many images, each unit is one image: nothing that was scored is lost when a run is stopped."""
+
+FEWEST = 50
+"""With fewer images than this, distances of distributions are dominated by the size of the sample."""
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What to score, with which metrics, and by which runner.
+
+    Args:
+        chosen: the metrics that can be computed; `missing` are the others of the protocol.
+        complete: whether no prompt of the protocol was left out.
+        seed: of all resampling.
+    """
+
+    protocol: EvalProtocol
+    items: Sequence[EvalItem]
+    images: ImageSet
+    references: References | None
+    chosen: Sequence[ChosenMetric]
+    missing: Sequence[MissingMetric]
+    out: Path
+    runner: Runner
+    device: str
+    complete: bool = True
+    seed: int = 0
+    resamples: int = bootstrap.RESAMPLES
+    overlap: Overlap | None = field(default=None)
+
+
+def run(job: ScoreJob) -> Result:
+    """Score all images, or what is missing of them, and write the result.
+
+    Raises UserError if OUT contains another evaluation or anything else, if an image or a metric cannot be
+    used, or if the disk is full.
+    """
+    folder = RunFolder(job.out, LAYOUT)
+    folder.claim()
+    work = ScoreWork(job.chosen, job.device, job.out / GENERATED)
+    with progress("load", len(job.chosen), "metrics") as advance:
+        made = work.made
+        advance(len(job.chosen))
+    requested = _request(job, made)
+    fix = "free space there; the same command resumes where it stopped"
+    with saving(job.out, fix), folder.lock("work"):
+        _begin(job.out, requested)
+        if (job.out / result.FILE).exists():
+            return result.open_result(job.out)
+        scored = _scored(job, work)
+        if job.references is not None and made.extractors:
+            _references(job, made)
+        info = _commit(job, made, scored)
+        folder.clear(UNITS, REFERENCE_UNITS)
+    return Result(folder=job.out, info=info)
+
+
+def _request(job: ScoreJob, made: Made) -> dict[str, Any]:
+    """What decides the numbers of the result, and the versions of the files that are scored."""
+    from uhr.models.metrics.base import key
+
+    return {
+        "schema_version": result.SCHEMA_VERSION,
+        "uhr": uhr.__version__,
+        "protocol": job.protocol.id,
+        "prompts": prompts.digest(list(job.items)),
+        "images": fingerprint([_version(ref) for ref in job.images.refs]),
+        "references": None if job.references is None else job.references.id,
+        "metrics": {metric.name: key(metric) for metric in made.metrics},
+        "missing": sorted(each.metric for each in job.missing),
+        "seed": job.seed,
+        "resamples": job.resamples,
+    }
+
+
+def _version(ref: ImageRef) -> list[str]:
+    path = ref.path
+    assert path is not None, "generated images are files"
+    return [ref.place, file_version(path.stat())]
+
+
+def _begin(out: Path, requested: Mapping[str, Any]) -> None:
+    """Write the request, or compare it with the one that is there. Raises UserError with what differs."""
+    file = out / REQUEST
+    if not file.exists():
+        write_json(file, requested)
+        return
+    before = versioned_tree(file.read_bytes(), str(file), result.SCHEMA_VERSION, "name a new folder")
+    differs = [name for name in requested if name != "uhr" and before.get(name) != requested[name]]
+    if differs:
+        what = f"--out {out} contains another evaluation: other {', '.join(differs)}"
+        raise UserError(what, "name a new folder")
+
+
+def _scored(job: ScoreJob, work: ScoreWork) -> pa.Table:
+    import pyarrow as pa
+
+    references = None
+    if job.references is not None and job.references.kind == "paired":
+        references = job.references.refs
+    table = items_table(job.items, job.images.refs, references)
+    plan = _plan(job.out / UNITS, table)
+    with progress("score", plan.rows, "images") as advance:
+        run_units(plan, work, job.runner, advance)
+    return pa.concat_tables([parquet.read(plan.part(unit)) for unit in range(plan.count)])
+
+
+def _references(job: ScoreJob, made: Made) -> None:
+    """Compute the features of the references that some metric needs."""
+    assert job.references is not None
+    needed = [
+        chosen
+        for chosen, metric in zip(job.chosen, made.metrics, strict=True)
+        if "reference" in metric.needs and hasattr(metric, "extractor")
+    ]
+    if not needed:
+        return
+    work = ScoreWork(needed, job.device, job.out / REFERENCES, references_only=True)
+    plan = _plan(job.out / REFERENCE_UNITS, items_table(None, job.references.refs))
+    with progress("references", plan.rows, "images") as advance:
+        run_units(plan, work, job.runner, advance)
+
+
+def _plan(folder: Path, table: pa.Table) -> UnitPlan:
+    folder.mkdir(parents=True, exist_ok=True)
+    return UnitPlan.create(folder, table, -(-table.num_rows // MOST_UNITS), "score")
+
+
+def _commit(job: ScoreJob, made: Made, scored: pa.Table) -> ResultInfo:
+    """Write the scores, then the result."""
+    import numpy as np
+    import pyarrow as pa
+
+    own = {
+        "index": pa.array([item.index for item in job.items], pa.int64()),
+        "name": [item.name for item in job.items],
+        "prompt_index": pa.array([item.prompt_index for item in job.items], pa.int64()),
+        "prompt": [item.prompt for item in job.items],
+        "seed": pa.array([item.seed for item in job.items], pa.int64()),
+        "width": pa.array([item.size[0] for item in job.items], pa.int32()),
+        "height": pa.array([item.size[1] for item in job.items], pa.int32()),
+        "file": [_relative(ref, job.images.folder) for ref in job.images.refs],
+        "bytes": scored["bytes"],
+        "sha256": scored["sha256"],
+    }
+    values = [column.name for metric in made.image_metrics for column in metric.columns]
+    table = pa.table({**own, **{name: scored[name] for name in values}})
+    with atomic(job.out / result.SCORES) as temporary:
+        parquet.write(temporary, table, compression="zstd")
+    groups = np.array([item.prompt_index for item in job.items])
+    metrics = [
+        _metric_result(job, chosen.name, metric, table, groups)
+        for chosen, metric in zip(job.chosen, made.metrics, strict=True)
+    ]
+    info = ResultInfo(
+        uhr=uhr.__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        protocol=ProtocolRef(
+            name=job.protocol.name,
+            id=job.protocol.id,
+            complete=job.complete,
+            tree=job.protocol.model_dump(mode="json"),
+        ),
+        prompts=prompts.digest(list(job.items)),
+        n=len(job.items),
+        images=path_text(job.images.folder.absolute()),
+        made=job.images.made,
+        references=None
+        if job.references is None
+        else ReferencesRef(
+            kind=job.references.kind,
+            id=job.references.id,
+            count=len(job.references.refs),
+            place=path_text(job.references.place.absolute()),
+        ),
+        seed=job.seed,
+        resamples=job.resamples,
+        level=bootstrap.LEVEL,
+        metrics=tuple(metrics),
+        missing=tuple(job.missing),
+        overlap=None if job.overlap is None else job.overlap.facts(),
+        versions=_versions(),
+        scores=sha256_file(job.out / result.SCORES),
+    )
+    write_json(job.out / result.FILE, info.model_dump(mode="json"))
+    return info
+
+
+def _relative(ref: ImageRef, folder: Path) -> str:
+    path = ref.path
+    assert path is not None
+    return path_text(path.relative_to(folder.absolute()))
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what every score passes through; a metric's own are in its identity."""
+    from uhr.models.metrics.base import versions
+
+    return {"python": platform.python_version(), **versions("numpy", "opencv-python-headless")}
+
+
+def _metric_result(
+    job: ScoreJob, name: str, metric: Any, table: pa.Table, groups: np.ndarray
+) -> MetricResult:
+    from uhr.models.metrics.base import ImageMetric, key
+
+    is_image = isinstance(metric, ImageMetric)
+    columns = _image_columns(job, metric, table, groups) if is_image else _set_columns(job, metric)
+    return MetricResult(
+        metric=name,
+        name=metric.name,
+        kind="image" if is_image else "set",
+        needs=tuple(sorted(metric.needs)),
+        identity=metric.identity(),
+        key=key(metric),
+        extractor=None if is_image else key(metric.extractor),
+        columns=tuple(columns),
+    )
+
+
+def _image_columns(job: ScoreJob, metric: Any, table: pa.Table, groups: np.ndarray) -> list[ColumnResult]:
+    found = []
+    for column in metric.columns:
+        values = table[column.name].to_numpy()
+        mean = bootstrap.interval(values, groups, column.mean, job.seed, job.resamples)
+        found.append(
+            ColumnResult(
+                name=column.name,
+                better=column.better,
+                meaning=column.meaning,
+                mean=column.mean,
+                value=mean.value,
+                low=mean.low,
+                high=mean.high,
+                n=len(values),
+            )
+        )
+    return found
+
+
+def _set_columns(job: ScoreJob, metric: Any) -> list[ColumnResult]:
+    from uhr.models.metrics.base import key
+
+    extractor = key(metric.extractor)
+    generated = read_features(job.out / GENERATED, extractor)
+    reference = read_features(job.out / REFERENCES, extractor) if "reference" in metric.needs else None
+    assert generated is not None
+    values = metric.compare(reference, generated, job.seed)
+    return [
+        ColumnResult(
+            name=column.name,
+            better=column.better,
+            meaning=column.meaning,
+            value=values[column.name].value,
+            spread=values[column.name].spread,
+            spread_of=values[column.name].spread_of,
+            n=values[column.name].n,
+        )
+        for column in metric.columns
+    ]
+
+
+def note_small(count: int, made: Sequence[ChosenMetric]) -> str | None:
+    """A note for a set that is too small for distances of distributions; None if there is no need."""
+    sets = [each.name for each in made if each.metric.startswith(("fid", "kid", "inception"))]
+    if count >= FEWEST or not sets:
+        return None
+    return f"{count} images are few for {', '.join(sets)}: compare only results of the same number"

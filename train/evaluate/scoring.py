@@ -1,0 +1,194 @@
+"""The work of scoring: images go through all metrics, one at a time, unit by unit.
+
+A unit's part has a row per image with the values of the metrics of images. The features that metrics of sets
+compare are written beside it, a file per extractor and unit, before the part: a unit with a part has all its
+features.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.runtime.units import Watch, Work
+from uhr.train.evaluate.images import ImageRef
+from uhr.train.evaluate.prompts import EvalItem
+
+if TYPE_CHECKING:
+    from uhr.models.metrics.base import ImageMetric, SetMetric
+    from uhr.models.metrics.features import Features
+
+ITEMS = pa.schema(
+    [
+        pa.field("index", pa.int64()),
+        pa.field("prompt", pa.string()),
+        pa.field("image", pa.list_(pa.string())),
+        pa.field("reference", pa.list_(pa.string())),
+    ]
+)
+"""`image` and `reference` are the parts of an `ImageRef`; the reference is null where there is none."""
+
+FEATURES = re.compile(r"[0-9a-f]{16}-\d{7}\.arrow")
+"""The names of files of features: the extractor's key, and the first index."""
+
+
+class ChosenMetric(NamedTuple):
+    """A metric of the protocol under its name there, and all its options with the user's weights."""
+
+    name: str
+    metric: str
+    options: dict[str, Any]
+
+
+def items_table(
+    items: Sequence[EvalItem] | None, refs: Sequence[ImageRef], references: Sequence[ImageRef] | None = None
+) -> pa.Table:
+    """The images to score. `items` is None for references, which have no prompt."""
+    rows = [
+        {
+            "index": number,
+            "prompt": None if items is None else items[number].prompt,
+            "image": list(ref),
+            "reference": None if references is None else list(references[number]),
+        }
+        for number, ref in enumerate(refs)
+    ]
+    return pa.Table.from_pylist(rows, ITEMS)
+
+
+class ScoreWork(Work):
+    """Scores images, or only computes the features of references.
+
+    Args:
+        metrics: all metrics for generated images; for references those of sets.
+        features: the folder of the features.
+        references_only: whether the images are references.
+    """
+
+    def __init__(
+        self, metrics: Sequence[ChosenMetric], device: str, features: Path, references_only: bool = False
+    ) -> None:
+        self.chosen, self.device, self.features = tuple(metrics), device, features
+        self.references_only = references_only
+        self._made: Made | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # loaded models are not sent to workers
+        return {**vars(self), "_made": None}
+
+    @property
+    def made(self) -> Made:
+        """The metrics, loaded when they are first needed."""
+        if self._made is None:
+            self._made = Made.of(self.chosen, self.device)
+        return self._made
+
+    def open(self) -> None:
+        _ = self.made
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        from uhr.models.metrics.base import Sample, check_samples
+
+        metrics = [] if self.references_only else self.made.image_metrics
+        rows: list[dict[str, Any]] = []
+        features: dict[str, list[Features]] = {}
+        for number, row in enumerate(items.to_pylist()):
+            fault = watch.begin(number)
+            ref = _ref(row["image"])
+            if fault is not None:
+                raise UserError(
+                    f"{ref.name}: the process that scored it {fault.message}", "check free memory"
+                )
+            image, sha256, size = ref.pixels()
+            reference = None
+            if row["reference"] is not None and any("reference" in each.needs for each in metrics):
+                reference = _ref(row["reference"]).pixels()[0]
+            sample = Sample(image, row["index"], row["prompt"], reference, ref.path)
+            values: dict[str, float] = {}
+            try:
+                for metric in metrics:
+                    check_samples(metric, [sample])
+                    (scores,) = metric.score([sample])
+                    values |= _finite(scores, metric)
+                for key, extractor in self.made.extractors.items():
+                    features.setdefault(key, []).append(extractor.features(image, row["index"]))
+            except UserError as error:
+                raise UserError(f"{ref.name}: {error.what}", error.fix) from error
+            rows.append({"index": row["index"], "bytes": size, "sha256": sha256, **values})
+        self._write(features, rows[0]["index"])
+        return pa.Table.from_pylist(rows, self._schema(metrics))
+
+    def _write(self, features: Mapping[str, Sequence[Features]], first: int) -> None:
+        from uhr.models.metrics.features import Features
+
+        for key, parts in features.items():
+            Features.merge(parts).write(self.features / features_name(key, first))
+
+    @staticmethod
+    def _schema(metrics: Sequence[ImageMetric]) -> pa.Schema:
+        own = [("index", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
+        return pa.schema([*own, *((column.name, pa.float64()) for m in metrics for column in m.columns)])
+
+
+class Made(NamedTuple):
+    """Loaded metrics, in the order of the protocol. `extractors` are those of all metrics of sets, by key."""
+
+    metrics: list[ImageMetric | SetMetric]
+    extractors: dict[str, Any]
+
+    @classmethod
+    def of(cls, chosen: Sequence[ChosenMetric], device: str) -> Made:
+        """Load the metrics. Raises UserError if one cannot be loaded, or if two give columns of one name."""
+        from uhr.models.metrics.base import ImageMetric, key
+        from uhr.models.metrics.registry import metric
+
+        made: list[Any] = [metric(each.metric, device=device, **each.options) for each in chosen]
+        seen: dict[str, str] = {}
+        for each in made:
+            for column in each.columns:
+                if column.name in seen:
+                    what = f"{each.name} and {seen[column.name]} both give {column.name}"
+                    raise UserError(f"the protocol is ambiguous: {what}", "leave one of them out")
+                seen[column.name] = each.name
+        sets = [each for each in made if not isinstance(each, ImageMetric)]
+        return cls(made, {key(each.extractor): each.extractor for each in sets})
+
+    @property
+    def image_metrics(self) -> list[ImageMetric]:
+        from uhr.models.metrics.base import ImageMetric
+
+        return [each for each in self.metrics if isinstance(each, ImageMetric)]
+
+
+def features_name(key: str, first: int) -> str:
+    """The file of the features of a unit whose first image has this index."""
+    return f"{key[:16]}-{first:07d}.arrow"
+
+
+def read_features(folder: Path, key: str) -> Features | None:
+    """All features of an extractor in a folder, mapped into memory; None if there are none."""
+    from uhr.models.metrics.features import Features
+
+    files = sorted(folder.glob(f"{key[:16]}-*.arrow"))
+    return Features.merge([Features.read(file) for file in files]) if files else None
+
+
+def _ref(parts: Sequence[str | None]) -> ImageRef:
+    name, place, item = parts
+    assert name is not None
+    assert place is not None
+    return ImageRef(name, place, item)
+
+
+def _finite(scores: Mapping[str, float], metric: ImageMetric) -> dict[str, float]:
+    """The scores. Raises UserError if one is not a finite number: a mean over it would be none either."""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise UserError(f"{metric.name} gives {value} as {name}", "look at the image")
+    return {name: float(value) for name, value in scores.items()}

@@ -1,0 +1,101 @@
+"""Prints protocols and results for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uhr.base.console import counted, say, shown, table
+from uhr.base.formatting import number
+from uhr.train.evaluate.choice import grouped
+from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.result import ColumnResult, ResultInfo
+
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+
+
+def print_protocol(found: EvalProtocol) -> None:
+    """Print everything that is in a protocol."""
+    say(f"{found.id}: {found.about}")
+    for text in found.sources:
+        say(f"  source: {text}")
+    for text in found.unknown:
+        say(f"  not stated: {text}")
+    prompts, references = found.prompts, found.references
+    seeds = ", ".join(map(str, found.seeds))
+    rule = "plus the prompt's index" if found.seed_rule == "index" else "for every prompt"
+    of = "they come with uhr" if prompts.file is not None else f"--prompts PATH ({prompts.get})"
+    say()
+    say(f"size        {found.size[0]}x{found.size[1]} px")
+    say(f"seeds       {seeds} {rule}")
+    say(f"images      {'not stated' if found.images is None else f'{found.images:,}'}")
+    count = "" if prompts.count is None else f"{prompts.count:,}, "
+    say(f"prompts     {count}layout '{prompts.layout}': {of}")
+    where = "in the folder of the prompts" if references.in_prompts else references.get
+    say(f"references  {references.kind}{f': {where}' if where else ''}")
+    say()
+    rows = [
+        [use.name, ", ".join(f"{k}={v}" for k, v in use.options.items()), use.note] for use in found.metrics
+    ]
+    table(("metric", "options", "note"), rows)
+    for each in found.paper:
+        say(f"\nTheir values, not computed here: {each.source}")
+        if each.note:
+            say(f"  {each.note}")
+        rows = [
+            [method, *(None if value is None else f"{value:.10g}" for value in values)]
+            for method, values in each.rows.items()
+        ]
+        table(("method", *each.columns), rows)
+
+
+def with_interval(column: ColumnResult) -> str:
+    """`31.2 [30.8, 31.6]`, or `41.3 ± 0.2 (subsets)` for a metric of sets."""
+    if column.low is not None and column.high is not None:
+        return f"{precise(column.value)} [{precise(column.low)}, {precise(column.high)}]"
+    if column.spread is not None:
+        return f"{precise(column.value)} ± {precise(column.spread)} ({column.spread_of})"
+    return precise(column.value)
+
+
+def precise(value: float | None) -> str:
+    """Four significant digits, or two decimals from 100 on."""
+    if value is None:
+        return number(None)
+    return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def print_result(info: ResultInfo) -> None:
+    """Print the values of a result with their intervals, and what is missing."""
+    incomplete = "" if info.protocol.complete else " (not all prompts of the protocol)"
+    say(f"{info.protocol.id}, {counted(info.n, 'image')}{incomplete}")
+    rows = [
+        [name, ARROWS[column.better], with_interval(column), column.n, shown(metric.name)]
+        for name, (metric, column) in info.columns().items()
+    ]
+    table(("value", "", f"mean and {info.level:.0%} interval, or value and spread", "n", "metric"), rows)
+    for each in grouped(info.missing):
+        say(f"missing: {each}")
+    if info.references is not None:
+        say(f"references: {counted(info.references.count, 'image')} of {shown(info.references.place)}")
+    say(f"overlap with training: {describe(info.overlap)}")
+
+
+def print_metrics(rows: list[dict[str, Any]], whole: bool) -> None:
+    """Print what metrics measure and need; with `whole` also their options, weights, licence and source."""
+    if not whole:
+        head = ("name", "kind", "needs", "weights", "measures")
+        table(head, [[_listed(row[name]) for name in head] for row in rows])
+        say("\n`uhr eval metrics NAME` says where its weights are published")
+        return
+    for row in rows:
+        say(f"{row['name']}: {row['measures']}")
+        say(f"  of each {row['kind']}; needs {_listed(row['needs']) or 'the image alone'}; {row['source']}")
+        say(f"  licence: {row['licence']}")
+        for option, default in row["options"].items():
+            where = row["weights"].get(option)
+            say(f"  {option}{f': {where}' if where else f' = {default}'}")
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list | dict) else value
