@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,25 +50,59 @@ def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
     """Yield the faults of the rows: identity, order, verdicts, counts, ranges, coverage, previews."""
     with manifest.connect() as connection:
         values = _values_in(connection, manifest)
-        checks = [
-            *_identity(SOURCE_NAME.name in manifest.schema.names, patches=values["parent_id"] > 0),
-            *_verdicts(manifest.info, manifest.schema.names),
+        named, patches = SOURCE_NAME.name in manifest.schema.names, values["parent_id"] > 0
+        connection.register("verdicts", _verdicts_of(connection))
+        # queries of their own, of which each reads few columns
+        identity = list(_faulty(connection, manifest, _identity(named, patches)))
+        yield from identity
+        yield from _faulty(connection, manifest, _verdicts(manifest.info), "sum(n)", "verdicts")
+        values_of_rows = [
+            *_reviews(manifest.schema.names),
             *_ranges([column for column in manifest.columns if values[column.name]]),
             *_coverage_of_stages(manifest),
         ]
-        sums = ", ".join(f"count(*) FILTER ({check.condition})" for check in checks)
-        counted = connection.sql(f"SELECT {sums} FROM samples").fetchall()[0]
-        for check, count in zip(checks, counted, strict=True):
-            if count:
-                named = _examples(connection, manifest, check.condition)
-                yield VerifyFault(check.check, check.where, f"{check.what}: {named}", count)
-        yield from _repeated(connection, manifest)
-        if values["parent_id"]:
+        yield from _faulty(connection, manifest, values_of_rows)
+        order = _order(manifest)
+        if identity or named or patches or not order.distinct:
+            # else ids are the hashes of different uris
+            yield from _repeated(connection, manifest)
+        if patches:
             yield from _orphans(connection, manifest)
         yield from _counts(connection, manifest.info)
         yield from _coverage(values, manifest)
         yield from _previews(connection, manifest)
-    yield from _order(manifest)
+    if order.falls_at is not None:
+        row = place_of_row(manifest, order.falls_at)
+        yield VerifyFault("order", "uri", f"the rows are not sorted by it: {row}")
+
+
+def _faulty(
+    connection: duckdb.DuckDBPyConnection,
+    manifest: Manifest,
+    checks: Iterable[Check],
+    rows: str = "count(*)",
+    relation: str = "samples",
+) -> Iterator[VerifyFault]:
+    """Yield a fault for each check whose condition is true for rows of a relation. `rows` is SQL that counts
+    them.
+    """
+    checks = list(checks)
+    if not checks:
+        return
+    sums = ", ".join(f"{rows} FILTER ({check.condition})" for check in checks)
+    counted = connection.sql(f"SELECT {sums} FROM {relation}").fetchall()[0]
+    for check, count in zip(checks, counted, strict=True):
+        if count:
+            named = _examples(connection, manifest, check.condition)
+            yield VerifyFault(check.check, check.where, f"{check.what}: {named}", int(count))
+
+
+def _verdicts_of(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Return the distinct verdicts, with the number `n` of their rows; each error that exists is ''."""
+    return connection.sql(
+        """SELECT status, reason, CASE WHEN error IS NOT NULL THEN '' END AS error, count(*) AS n
+           FROM samples GROUP BY ALL"""
+    ).to_arrow_table()
 
 
 def _examples(connection: duckdb.DuckDBPyConnection, manifest: Manifest, condition: str) -> str:
@@ -92,7 +127,7 @@ def _identity(named: bool, patches: bool) -> Iterator[Check]:
     yield Check("identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL")
     # as in schema.sample_id
     text = "coalesce(source_name || ':', '') || uri" if named else "uri"
-    whole = f"sample_id <> sha256({text})[1:32]"
+    whole = f"(strlen(sample_id) <> 32 OR NOT starts_with(sha256({text}), sample_id))"
     yield Check("identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}")
     if not patches:
         return
@@ -103,7 +138,7 @@ def _identity(named: bool, patches: bool) -> Iterator[Check]:
     )
 
 
-def _verdicts(info: ManifestInfo, names: Sequence[str]) -> Iterator[Check]:
+def _verdicts(info: ManifestInfo) -> Iterator[Check]:
     statuses = ", ".join(map(literal, STATUSES))
     unknown = f"status IS NULL OR status NOT IN ({statuses})"
     yield Check("verdicts", "status", "is not one of the three", unknown)
@@ -116,7 +151,6 @@ def _verdicts(info: ManifestInfo, names: Sequence[str]) -> Iterator[Check]:
     yield Check("verdicts", "reason", "of a rejected sample is not a rule", no_rule)
     silent = "status = 'failed' AND (reason IS NULL OR error IS NULL)"
     yield Check("verdicts", "error", "or reason of a failed sample is missing", silent)
-    yield from _reviews(names)
 
 
 def _reviews(names: Sequence[str]) -> Iterator[Check]:
@@ -148,19 +182,20 @@ def _coverage_of_stages(manifest: Manifest) -> Iterator[Check]:
 def outside_range(column: Column) -> str | None:
     """Return SQL that is true if a value is outside of the column's range; None if it has no numeric range.
 
-    Ranges are `[a, b]`, `[a, b)`, `a..b`, `> a` and `>= a`; NaN is outside of each.
+    Ranges are `[a, b]`, `[a, b)`, `a..b`, `> a` and `>= a`; NaN is outside of each: in SQL it is the largest
+    number.
     """
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return None
     name, number = quoted(column.name), r"(-?\d+(?:\.\d+)?)"
-    not_a_number = f"isnan({name}::DOUBLE) OR"
     if match := re.fullmatch(rf"\[{number}, {number}\]|{number}\.\.{number}", column.range):
         low, high = (bound for bound in match.groups() if bound is not None)
-        return f"{not_a_number} {name} < {low} OR {name} > {high}"
+        return f"{name} < {low} OR {name} > {high}"
     if match := re.fullmatch(rf"\[{number}, {number}\)", column.range):
-        return f"{not_a_number} {name} < {match[1]} OR {name} >= {match[2]}"
+        return f"{name} < {match[1]} OR {name} >= {match[2]}"
     if match := re.fullmatch(rf"(>=?) {number}", column.range):
-        return f"{not_a_number} NOT ({name} {match[1]} {match[2]})"
+        not_a_number = f" OR isnan({name}::DOUBLE)" if pa.types.is_floating(column.type) else ""
+        return f"NOT ({name} {match[1]} {match[2]}){not_a_number}"
     return None
 
 
@@ -240,14 +275,14 @@ def _coverage(values: Mapping[str, int], manifest: Manifest) -> Iterator[VerifyF
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterator[VerifyFault]:
-    statuses = dict(connection.sql("SELECT status, count(*) FROM samples GROUP BY status").fetchall())
-    reasons = dict(
-        connection.sql(
-            "SELECT reason, count(*) FROM samples WHERE reason IS NOT NULL GROUP BY reason"
-        ).fetchall()
-    )
+    statuses: Counter[str | None] = Counter()
+    reasons: Counter[str] = Counter()
+    for status, reason, count in connection.sql("SELECT status, reason, n FROM verdicts").fetchall():
+        statuses[status] += count
+        if reason is not None:
+            reasons[reason] += count
     found: dict[str, Any] = {status: statuses.get(status, 0) for status in STATUSES}
-    found = {"rows": sum(statuses.values()), **found, "reasons": reasons}
+    found = {"rows": statuses.total(), **found, "reasons": dict(reasons)}
     for name, value in found.items():
         if info.counts.get(name) != value:
             yield VerifyFault(
@@ -269,17 +304,33 @@ def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iter
             yield VerifyFault("previews", "sample_id", f"{what}: {names}", len(found))
 
 
-def _order(manifest: Manifest) -> Iterator[VerifyFault]:
-    last: pa.Scalar | None = None
-    position = 0
+class _Order(NamedTuple):
+    """The position of the first row whose uri is less than that of the row before, and whether the uris are
+    known to be distinct.
+    """
+
+    falls_at: int | None
+    distinct: bool
+
+
+def _order(manifest: Manifest) -> _Order:
+    last: str | None = None
+    position, distinct = 0, True
     for batch in manifest.rows(columns=["uri"]):
         uris = batch.column("uri")
         before = uris if last is None else pa.concat_arrays([pa.array([last], uris.type), uris])
-        falls = pc.call_function("less", [before[1:], before[:-1]])
-        place = pc.call_function("index", [falls], pc.IndexOptions(pa.scalar(True))).as_py()
-        if place >= 0:
-            row = place_of_row(manifest, position + place + (last is None))
-            yield VerifyFault("order", "uri", f"the rows are not sorted by it: {row}")
-            return
+        if _first(before, "less_equal") is not None:
+            distinct = False
+            falls = _first(before, "less")
+            if falls is not None:
+                return _Order(position + falls + (last is None), distinct)
         position += batch.num_rows
         last = uris[-1].as_py() if batch.num_rows else last
+    return _Order(None, distinct)
+
+
+def _first(uris: pa.Array, compare: str) -> int | None:
+    """Return the first place where the next uri compares so with the one there; None if there is none."""
+    found = pc.call_function(compare, [uris[1:], uris[:-1]])
+    place = pc.call_function("index", [found], pc.IndexOptions(pa.scalar(True))).as_py()
+    return None if place < 0 else place

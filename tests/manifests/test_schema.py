@@ -1,5 +1,7 @@
+import math
 from collections.abc import Callable
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -16,6 +18,31 @@ def test_every_column_says_what_it_means_and_is_named_once() -> None:
 def test_every_stated_range_of_a_number_is_one_that_verify_can_check() -> None:
     numeric = [c for c in COLUMNS.values() if pa.types.is_floating(c.type) or pa.types.is_integer(c.type)]
     assert all(outside_range(column) for column in numeric)
+
+
+@pytest.mark.parametrize("type_", [pa.float64(), pa.float32(), pa.int32()])
+@pytest.mark.parametrize(
+    ("range_", "inside"),
+    [
+        ("[-1, 2]", lambda x: -1 <= x <= 2),
+        ("[-1, 2)", lambda x: -1 <= x < 2),
+        ("-1..2", lambda x: -1 <= x <= 2),
+        ("> -1", lambda x: x > -1),
+        (">= -1", lambda x: x >= -1),
+    ],
+)
+def test_the_sql_of_a_range_is_true_for_what_is_outside_and_for_nan(
+    range_: str, inside: Callable[[float], bool], type_: pa.DataType
+) -> None:
+    numbers = [-2, -1, 0, 2, 3]
+    if pa.types.is_floating(type_):
+        numbers += [math.nan, math.inf, -math.inf, -1.25, 1.75, 2.25]
+    samples = pa.table({"x": pa.array([*numbers, None], type_)})
+    outside = outside_range(Column("x", type_, "", range=range_))
+    with duckdb.connect() as connection:
+        connection.register("samples", samples)
+        found = connection.sql(f"SELECT {outside} FROM samples").fetchall()
+    assert [value for (value,) in found] == [*(not inside(x) for x in numbers), None]
 
 
 def test_a_column_comes_back_from_its_field() -> None:
