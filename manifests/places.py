@@ -12,7 +12,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -334,12 +334,27 @@ def tidy(place: str) -> None:
 
 def forget_copies(place: str, info: ManifestInfo) -> None:
     """Remove what the user's cache has of the earlier contents of a manifest."""
-    for note in user_cache(_CACHE).glob(f"*/{_PLACE}"):
-        if note.read_text(encoding="utf-8") == place:
-            shutil.rmtree(note.parent, ignore_errors=True)
-    shutil.rmtree(user_cache(_CACHE) / "files", ignore_errors=True)
-    for each in info.redactions:
-        shutil.rmtree(user_cache("slices") / each.before, ignore_errors=True)
+    for copy in copies_of(place, {each.before for each in info.redactions}):
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def copies_of(place: str, ids: Collection[str]) -> list[Path]:
+    """Return the folders of the user's cache that may have rows, previews or pixels of a manifest; `ids` are
+    those that it has or had. The files of `file_at` are those of any manifest.
+    """
+    notes = user_cache(_CACHE).glob(f"*/{_PLACE}")
+    found = [note.parent for note in notes if note.read_text(encoding="utf-8") == place]
+    found += [user_cache("slices") / id_ for id_ in sorted(ids)]
+    return [folder for folder in (*found, user_cache(_CACHE) / "files") if folder.is_dir()]
+
+
+def other_caches() -> list[Path]:
+    """Return the caches of other users of this machine that this user can see, sorted."""
+    mine, found = user_cache("").resolve(), set()
+    for homes in {Path.home().parent, Path("/home")}:
+        with contextlib.suppress(OSError):
+            found |= {cache.resolve() for cache in homes.glob("*/.cache/uhr")}
+    return sorted(found - {mine})
 
 
 _PARTS = ("parts", "previews", "attachments")

@@ -167,6 +167,18 @@ def print_forgotten(done: Forgotten) -> None:
     _section(("export", "files"), done.exports.items())
     for path in done.checkpoints:
         say(shown(f"trained on a manifest that had them, and not changed: {path}"))
+    for path in done.caches:
+        say(shown(f"cache {'to be removed' if done.dry_run else 'removed'}: {path}"))
+    for path in done.other_caches:
+        say(shown(f"cache of another user, not changed: {path}"))
+    say("caches on other machines are not reached: remove uhr/manifests and uhr/slices from ~/.cache there")
+    for left in done.remaining:
+        rows = f"{counted(left.rows, 'other row')} of the same {left.option}"
+        say(
+            shown(
+                f"{rows} in {left.path} {'is' if left.rows == 1 else 'are'} left; to forget: {left.command}"
+            )
+        )
 
 
 def _value(value: Any) -> str:

@@ -21,7 +21,15 @@ from uhr.base.store import FolderStore, ObjectStore, Store
 from uhr.manifests import places
 from uhr.manifests.forget import exports
 from uhr.manifests.forget.redact import Change, Encoded, Redactor, Sealed
-from uhr.manifests.forget.targets import ForgetRequest, Targets, chain_of, extend, first_targets
+from uhr.manifests.forget.targets import (
+    ForgetRequest,
+    Remaining,
+    Targets,
+    chain_of,
+    extend,
+    first_targets,
+    remaining,
+)
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import JOURNAL
 
@@ -32,7 +40,9 @@ class Forgotten:
 
     samples: their number, with crops and near-duplicates. manifests: by manifest, parents first. exports: the
     number of files by folder or address. checkpoints: those that were trained on data that had one of the
-    samples; they are not changed.
+    samples; they are not changed. remaining: other rows of the same author or address in manifests of the
+    chain, which are left. caches: folders of this user's cache with copies, which are removed. other_caches:
+    those of other users of this machine that can be seen; they are not looked into.
     """
 
     samples: int
@@ -40,6 +50,9 @@ class Forgotten:
     exports: dict[str, int]
     checkpoints: list[str]
     dry_run: bool
+    remaining: list[Remaining]
+    caches: list[str]
+    other_caches: list[str]
     ids: list[str] = field(default_factory=list)
 
 
@@ -92,7 +105,15 @@ def forget(
                 exports.redact(export, frozenset(targets.ids), plan["time"])
             store.delete(JOURNAL)
     return Forgotten(
-        len(targets.ids), changes, plan["exports"], plan["checkpoints"], dry_run, sorted(targets.ids)
+        len(targets.ids),
+        changes,
+        plan["exports"],
+        plan["checkpoints"],
+        dry_run,
+        [Remaining(**each) for each in plan.get("remaining", ())],
+        plan.get("caches", []),
+        [str(folder) for folder in places.other_caches()],
+        sorted(targets.ids),
     )
 
 
@@ -102,13 +123,17 @@ def _planned(
     """Return what is to be done, as the journal has it until it is done."""
     chain = chain_of(manifest, below)
     targets = first_targets(manifest, request)
-    extend(targets, [Manifest.open(place) for place in chain.manifests])
+    opened = [Manifest.open(place) for place in chain.manifests]
+    extend(targets, opened)
     redactor = Redactor(targets, "", "", None)
     changes = [redactor.would(place) for place in chain.manifests]
-    seen = {change.before for change in changes if change.rows}
+    seen: set[str] = set()
+    caches: set[Path] = set()
     for change in changes:
         if change.rows:
-            seen |= {each.before for each in places.info_at(change.path).redactions}
+            before = {each.before for each in places.info_at(change.path).redactions} | {change.before}
+            seen |= before
+            caches.update(places.copies_of(change.path, before))
     ids = frozenset(targets.ids)
     files = {place: len(exports.matching(place, ids)) for place in chain.exports}
     return {
@@ -120,6 +145,8 @@ def _planned(
         "tombstones": sorted(targets.tombstones),
         "manifests": [asdict(change) for change in changes],
         "exports": {place: count for place, count in files.items() if count},
+        "remaining": [asdict(each) for each in remaining(request, targets, opened)],
+        "caches": sorted(map(str, caches)),
         "checkpoints": sorted(path for path, data in chain.checkpoints.items() if seen.intersection(data)),
     }
 

@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from uhr.base.config import Config
+from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.base.paths import in_store, text_path
 from uhr.base.store import ObjectStore
@@ -29,6 +30,9 @@ _PLAN = ".export/plan.json"
 
 _DEPTH = 4
 """Levels of folders in which the manifests, exports and runs beside a manifest are looked for."""
+
+_NAMED_BY = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
+"""The columns that name samples, by the field of a request."""
 
 _PARTS_OF_MANIFESTS = {"samples", "previews", "pixels", "latents", "texts", "units"}
 
@@ -56,9 +60,12 @@ class ForgetRequest(Config):
             return f"sample_id IN ({', '.join(map(literal, self.ids))})"
         if self.where is not None:
             return self.where
-        names = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
         ((name, value),) = given.items()
-        known = [each for each in names[name] if each in manifest.schema.names]
+        known = [each for each in _NAMED_BY[name] if each in manifest.schema.names]
+        if not known:
+            raise UserError(
+                f"{manifest.name} has no column {_NAMED_BY[name][0]}", "name samples by --ids or --where"
+            )
         value = value.lower() if name == "hash" else value
         return " OR ".join(f"{each} = {literal(value)}" for each in known)
 
@@ -133,6 +140,46 @@ def extend(targets: Targets, manifests: Sequence[Manifest]) -> None:
                 targets.add(_rows(connection, manifest, condition))
         if targets.size == before:
             return
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """Rows of a manifest that the request names too, and that are left, as they were not asked for there.
+
+    option: what they have in common, `author`, `url` or `hash`. command: what forgets them, in this manifest
+    and in what was made from it.
+    """
+
+    path: str
+    rows: int
+    option: str
+    command: str
+
+
+def remaining(request: ForgetRequest, targets: Targets, manifests: Sequence[Manifest]) -> list[Remaining]:
+    """Return the manifests that have other rows of the requested author or address than the targets.
+
+    manifests: parents before children. One that has no other such rows than its parents is left out: it loses
+    them with these.
+    """
+    given = {name: value for name, value in request.model_dump().items() if value is not None}
+    ((option, value),) = given.items()
+    if option not in _NAMED_BY:
+        return []
+    found: list[Remaining] = []
+    covered = set(targets.ids)
+    for manifest in manifests:
+        if not set(_NAMED_BY[option]).intersection(manifest.schema.names):
+            continue
+        rows = manifest.table(["sample_id"], where=request.condition(manifest))["sample_id"].to_pylist()
+        if not covered.issuperset(rows):
+            path = places.place_of(manifest.path)
+            text = command(
+                "manifest", "forget", path if in_store(path) else text_path(path), f"--{option}", value
+            )
+            found.append(Remaining(path, len(set(rows) - targets.ids), option, text))
+            covered |= set(rows)
+    return found
 
 
 @dataclass(frozen=True)

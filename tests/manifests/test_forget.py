@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -330,6 +331,53 @@ def test_samples_are_named_in_several_ways(
     assert left == {f"{name}.jpg" for name in "abcdef"} - samples
 
 
+def test_other_rows_of_an_author_in_parents_are_named_with_the_command_that_forgets_them(
+    chain: dict[str, Manifest], tmp_path: Path, uhr: Callable[..., tuple[int, str, str]]
+) -> None:
+    other = chain["other"].path
+    for flag in ("--dry-run", "--json"):
+        code, printed, _ = uhr("manifest", "forget", other, "--author", "B", flag)
+        assert code == 0
+        if flag == "--dry-run":
+            line = next(line for line in printed.splitlines() if "other rows" in line)
+            assert line.startswith(f"4 other rows of the same author in {tmp_path / 'set'} are left")
+    done = json.loads(printed)
+    assert done["samples"] == 2
+    (left,) = done["remaining"]
+    assert (left["path"], left["rows"], left["option"]) == (str(tmp_path / "set"), 4, "author")
+    assert left["command"] == f"uhr manifest forget {tmp_path / 'set'} --author B"
+    assert uhr(*shlex.split(left["command"])[1:])[0] == 0
+    for name in ("set", "stored", "inner", "other"):
+        authors = Manifest.open(tmp_path / name).table(["author"])["author"].to_pylist()
+        assert set(authors) <= {"A"}, name
+
+
+def test_caches_of_this_machine_are_listed(
+    s3: Any,
+    make: Make,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uhr: Callable[..., tuple[int, str, str]],
+) -> None:
+    address = f"s3://{s3.bucket}/set"
+    top = make(tmp_path / "set", rows)
+    stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
+    stored.source.open(stored.table().to_pylist()[0]).read()
+    (tmp_path / "home/ada/.cache/uhr").mkdir(parents=True)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home/me")
+    call = ("manifest", "forget", address, "--url", "https://example.org/b")
+    planned = json.loads(uhr(*call, "--dry-run", "--json")[1])
+    assert len(planned["caches"]) == 2, "the copy, and the pixels that were read"
+    assert all(Path(folder).is_dir() for folder in planned["caches"])
+    assert planned["other_caches"] == [str(tmp_path / "home/ada/.cache/uhr")]
+    printed = uhr(*call)[1]
+    for folder in planned["caches"]:
+        assert f"cache removed: {folder}" in printed
+        assert not Path(folder).exists()
+    assert "caches on other machines are not reached" in printed
+
+
 def test_near_duplicates_go_too(make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     import pyarrow as pa
 
@@ -364,6 +412,7 @@ def test_checkpoints_that_were_trained_on_a_sample_are_named(
         ([], "no condition of what to forget"),
         (["--author", "A", "--url", "x"], "several conditions"),
         (["--author", "nobody"], "has no such sample"),
+        (["--where", "author"], "is VARCHAR, not true or false"),
         (["--where", "1); DELETE FROM x"], "is not an SQL condition"),
     ],
 )
