@@ -37,11 +37,12 @@ export function written(value) {
 
 export const COUNT = 60;
 /** A list without filter. */
-export const start = () => ({ status: "any", where: "", values: {}, by: "", descending: true, start: 0 });
-export const state = { ...start(), facts: null, rows: [], total: 0, selected: new Map() };
+export const start = () => ({ where: "", values: {}, ranges: {}, by: "", descending: true, start: 0 });
+/** `open`: the columns whose ranges are shown; `reviews`: the version of the reviews that the list is of. */
+export const state = { ...start(), open: null, reviews: 0, facts: null, rows: [], total: 0, selected: new Map() };
 
 /** The filter as the server takes it. The facet `status` is one of its values. */
-export const filter = () => ({ status: "any", where: state.where, values: state.values });
+export const filter = () => ({ status: "any", where: state.where, values: state.values, ranges: state.ranges });
 export const order = () => ({ by: state.by || null, descending: state.descending });
 
 /** The review of a row, as it is shown on its image. */

@@ -1,12 +1,13 @@
 // The list: a page of rows as tiles, and the values that rows can be chosen by.
 import { $, ask, badge, COUNT, filter, make, number, order, state, written } from "./common.js";
+import { drawRanges } from "./ranges.js";
 
 /** Fires `shown` after each change of the rows. */
 export const list = new EventTarget();
 
 function remember() {
-  const { where, values, by, descending, start } = state;
-  const address = "#" + encodeURIComponent(JSON.stringify({ where, values, by, descending, start }));
+  const { where, values, ranges, open, by, descending, start } = state;
+  const address = "#" + encodeURIComponent(JSON.stringify({ where, values, ranges, open, by, descending, start }));
   if (address !== location.hash) history.replaceState(null, "", address);
 }
 
@@ -16,12 +17,15 @@ let counted = false;
 /** Load the page of rows, and with `facets` the counts of values. Answers that were overtaken are dropped. */
 export async function load({ facets = true } = {}) {
   const mine = ++latest;
-  if (facets) counted = false;
+  if (facets) {
+    counted = false;
+    state.reviews = state.facts.reviews.version;
+  }
   remember();
   $("#results").setAttribute("aria-busy", "true");
   $("#where-error").textContent = $("#problem").textContent = "";
   try {
-    const body = { filter: filter(), order: order(), start: state.start, count: COUNT };
+    const body = { filter: filter(), order: order(), start: state.start, count: COUNT, reviews: state.reviews };
     const found = await ask("page", body);
     if (mine !== latest) return;
     if (state.start > 0 && state.start >= found.total) {
@@ -32,9 +36,9 @@ export async function load({ facets = true } = {}) {
     showRows();
     if (!counted) {
       // also after a load that was overtaken before it had counted
-      const found = await ask("facets", filter());
+      const found = await count();
       if (mine !== latest) return;
-      showFacets(found);
+      show(found);
       counted = true;
     }
   } catch (error) {
@@ -42,6 +46,36 @@ export async function load({ facets = true } = {}) {
   } finally {
     if (mine === latest) $("#results").setAttribute("aria-busy", "false");
   }
+}
+
+const count = () => Promise.all([
+  ask("facets", filter()),
+  ask("distributions", { filter: filter(), columns: state.open }),
+]);
+
+function show([facets, distributions]) {
+  showFacets(facets);
+  drawRanges(distributions, {
+    choose(column, low, high) {
+      const ranges = { ...state.ranges, [column]: { low, high } };
+      if (low === null && high === null) delete ranges[column];
+      Object.assign(state, { ranges, start: 0 });
+      load();
+    },
+    open(columns) {
+      const ranges = Object.fromEntries(Object.entries(state.ranges).filter(([column]) => columns.includes(column)));
+      const fewer = Object.keys(ranges).length < Object.keys(state.ranges).length;
+      Object.assign(state, { ranges, open: columns, start: fewer ? 0 : state.start });
+      load();
+    },
+  });
+}
+
+/** Count the values again: reviews have changed. The rows stay, so that the next page has the rows after them. */
+export async function recount() {
+  const mine = latest;
+  const found = await count();
+  if (mine === latest) show(found);
 }
 
 function showRows() {

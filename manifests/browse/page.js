@@ -7,9 +7,10 @@ import { setUpReviews } from "./review.js";
 function recall() {
   try {
     const found = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-    for (const key of ["where", "values", "by", "descending", "start"]) {
+    for (const key of ["where", "values", "ranges", "by", "descending", "start"]) {
       if (typeof found[key] === typeof state[key]) state[key] = found[key];
     }
+    if (Array.isArray(found.open)) state.open = found.open;
   } catch {
     // an address without a filter, or with one that was cut
   }
@@ -68,6 +69,7 @@ function fill() {
 
 function showFacts(facts) {
   state.facts = facts;
+  state.open ??= facts.ranges;
   const { counts } = facts;
   document.title = `${facts.name}: ${number(counts.rows)} rows`;
   $("#name").textContent = facts.name;

@@ -1,6 +1,6 @@
 // Decisions by hand, and what is saved: the filter as a slice, the reviews as a manifest.
 import { $, ask, badge, filter, make, number, state } from "./common.js";
-import { list } from "./list.js";
+import { list, recount } from "./list.js";
 
 /** Review the rows at some positions; throws an Error with the server's text. */
 export async function decide(positions, changes) {
@@ -12,9 +12,11 @@ export async function decide(positions, changes) {
     if (row && found.samples[row.sample_id]) $(".badge", tile).replaceWith(badge(row));
   }
   showReviews(found.reviews);
+  await recount();
 }
 
-function showReviews({ count, tags, file }) {
+function showReviews(reviews) {
+  const { count, tags, file } = (state.facts.reviews = reviews);
   $("#reviews").textContent = count ? `${number(count)} reviews, kept in ${file}` :
     "No reviews yet: select images, then accept, reject or tag them.";
   $("#save-reviews").disabled = count === 0;
@@ -100,7 +102,9 @@ export function setUpReviews() {
   });
   $("#save-slice").addEventListener("click", () => save({
     title: "Save as slice",
-    what: `${number(state.total)} rows: ${state.condition ?? "all rows"}. The same on the command line: ${state.command}`,
+    what: `${number(state.total)} rows: ${state.condition ?? "all rows"}. ` + (state.command === null ?
+      "It uses reviews that are not saved: save the reviews as a manifest first, and slice that one." :
+      `The same on the command line: ${state.command}`),
     path: "slice",
     body: () => ({ filter: filter() }),
     name: `${state.facts.name}-slice`,

@@ -77,7 +77,8 @@ class Journal:
     """The reviews of a manifest in a file, which is made with the first of them. For several threads.
 
     The file may be of the manifest before samples were forgotten: the reviews of these are left out. One
-    process writes to it at a time. Raises UserError if the file is of another manifest, or is no journal.
+    process writes to it at a time. `version` grows with each addition, and is 0 without reviews. Raises
+    UserError if the file is of another manifest, or is no journal.
     """
 
     def __init__(self, file: Path, manifest: Manifest) -> None:
@@ -85,6 +86,7 @@ class Journal:
         self._lock = threading.Lock()
         self._handle: int | None = None
         self.reviews: dict[str, Review] = {}
+        self.version = 0
         self._size = self._end = 0
         if file.exists():
             self._load()
@@ -115,6 +117,7 @@ class Journal:
         if self._manifest.info.redactions:
             present = _present(self._manifest, self.reviews)
             self.reviews = {name: self.reviews[name] for name in self.reviews if name in present}
+        self.version = 1 if self.reviews else 0
 
     def _keep(self, review: Review) -> None:
         self.reviews[review.sample_id] = review
@@ -137,8 +140,9 @@ class Journal:
                 os.ftruncate(handle, self._end)
                 raise
             self._end += len(data)
-            for review in reviews:
-                self._keep(review)
+            # another object: threads that read the one before see no change
+            self.reviews = self.reviews | {review.sample_id: review for review in reviews}
+            self.version += 1
 
     def _opened(self) -> int:
         if self._handle is None:
@@ -207,19 +211,27 @@ def _schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in added] + list(added.values()))
 
 
-def _batches(
-    manifest: Manifest, schema: pa.Schema, reviews: Sequence[Review], advance: Advance
-) -> Iterator[pa.RecordBatch]:
-    """Yield all rows with their reviews."""
-    ids = pa.array([review.sample_id for review in reviews], pa.string())
+def columns_of(reviews: Sequence[Review]) -> pa.Table:
+    """Return the columns of `schema.REVIEW` of these reviews, and `sample_id`; a row for each."""
     values: dict[str, list[object]] = {
+        "sample_id": [review.sample_id for review in reviews],
         "review": [review.verdict for review in reviews],
         "review_tags": [sorted(set(review.tags)) or None for review in reviews],
         "review_by": [None if review.is_empty else review.name for review in reviews],
         "review_time": [None if review.is_empty else review.time for review in reviews],
         "review_reason": [None if review.is_empty else review.reason or None for review in reviews],
     }
-    own = {column.name: pa.array(values[column.name], column.type) for column in REVIEW}
+    types = {"sample_id": pa.string()} | {column.name: column.type for column in REVIEW}
+    return pa.table({name: pa.array(values[name], kind) for name, kind in types.items()})
+
+
+def _batches(
+    manifest: Manifest, schema: pa.Schema, reviews: Sequence[Review], advance: Advance
+) -> Iterator[pa.RecordBatch]:
+    """Yield all rows with their reviews."""
+    table = columns_of(reviews)
+    own = {column.name: table[column.name].combine_chunks() for column in REVIEW}
+    ids = table["sample_id"].combine_chunks()
     lookup = pc.SetLookupOptions(value_set=ids)
     for batch in manifest.rows():
         place = pc.call_function("index_in", [batch.column("sample_id")], lookup).fill_null(-1).to_numpy()

@@ -25,7 +25,7 @@ from uhr.base.config import build
 from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.browse.filters import Filter
-from uhr.manifests.browse.session import Decision, Page, Saving, Session, Stopped
+from uhr.manifests.browse.session import Decision, Distributions, Page, Saving, Session, Stopped
 from uhr.manifests.browse.thumbnails import Fault
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ FILES = {
     "page.css": ("page.css", "text/css; charset=utf-8"),
     **{
         f"{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("common", "list", "page", "record", "review")
+        for name in ("common", "list", "page", "ranges", "record", "review")
     },
 }
 
@@ -192,6 +192,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             found: Any = session.page(build(Page, self._body(), "the page"))
         elif path == "facets":
             found = session.facets(build(Filter, self._body(), "the filter"))
+        elif path == "distributions":
+            found = session.distributions(build(Distributions, self._body(), "the columns"))
         elif path == "review":
             found = session.review(build(Decision, self._body(), "review"))
         elif path == "slice":

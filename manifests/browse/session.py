@@ -21,7 +21,10 @@ from uhr.base.files import finite
 from uhr.base.formatting import first_words
 from uhr.manifests import places
 from uhr.manifests.browse.filters import Filter
-from uhr.manifests.browse.reviews import Journal, Review, now, write
+from uhr.manifests.browse.ranges import Ranges
+from uhr.manifests.browse.reviewed import NAMES as REVIEW_NAMES
+from uhr.manifests.browse.reviewed import ReviewedRows
+from uhr.manifests.browse.reviews import Journal, Review, columns_of, now, write
 from uhr.manifests.browse.rows import Rows, is_vector
 from uhr.manifests.browse.thumbnails import Thumbnails
 from uhr.manifests.browse.views import Order, Views
@@ -53,10 +56,13 @@ _NAME = re.compile(r"[^\s./\\\0-\x1f][^/\\\0-\x1f]{0,199}")
 
 
 class Page(Config):
-    """Which rows a page shows: `count` of a filter in an order, from number `start` on."""
+    """Which rows a page shows: `count` of a filter in an order, from number `start` on. `reviews` is the
+    version of the reviews when the filter was chosen.
+    """
 
     filter: Filter = Filter()
     order: Order = Order()
+    reviews: int | None = None
     start: int = Field(0, ge=0)
     count: int = Field(60, ge=1, le=240)
 
@@ -70,6 +76,13 @@ class Decision(Config):
     remove_tags: tuple[Text, ...] = ()
     name: Text
     reason: Text = ""
+
+
+class Distributions(Config):
+    """Columns whose values are counted among the rows of a filter."""
+
+    filter: Filter = Filter()
+    columns: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
 
 
 class Saving(Config):
@@ -96,7 +109,9 @@ class Session:
     def __init__(self, manifest: Manifest, into: Path, journal: Journal, explain: Explain) -> None:
         self.manifest, self.into, self.journal = manifest, into, journal
         self._explain = explain
-        self._views, self._rows = Views(manifest), Rows(manifest)
+        self._reviewed_rows = ReviewedRows(manifest, journal)
+        self._views, self._ranges = Views(self._reviewed_rows), Ranges(self._reviewed_rows)
+        self._rows = Rows(manifest)
         self._thumbnails = Thumbnails(manifest)
         self._writing = threading.Lock()
         self._stopping = threading.Event()
@@ -112,39 +127,50 @@ class Session:
             "counts": info.counts,
             "columns": [
                 {"name": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning}
-                for c in self.manifest.columns
+                for c in (*self.manifest.columns, *self._reviewed_rows.added)
             ],
             "sortable": self._views.sortable,
+            "numeric": self._ranges.columns,
+            "ranges": self._ranges.suggested,
             "into": str(self.into.resolve()),
             "user": _user(),
             "reviews": self.review_facts(),
         }
 
     def review_facts(self) -> dict[str, Any]:
-        """Return the number of reviews, the tags in use, and where they are kept."""
+        """Return the number of reviews, their version, the tags in use, and where they are kept."""
         reviews = self._current()
         tags = sorted({tag for review in reviews for tag in review.tags})
-        return {"count": len(reviews), "tags": tags, "file": str(self.journal.file.resolve())}
+        file = str(self.journal.file.resolve())
+        return {"count": len(reviews), "version": self.journal.version, "tags": tags, "file": file}
 
     def _current(self) -> list[Review]:
         return list(self.journal.reviews.values())
 
     def page(self, page: Page) -> dict[str, Any]:
-        """Return the rows of a page, their total number, and the condition and command of the slice."""
-        positions = self._views.positions(page.filter, page.order)
+        """Return the rows of a page, their total number, and the condition and command of the slice; the
+        command is None where the filter needs reviews that are not saved.
+        """
+        positions = self._views.positions(page.filter, page.order, page.reviews)
         chosen = positions[page.start : page.start + page.count].tolist()
         by = page.order.by
         names = [name for name in SHOWN if name in self._names]
-        names += [by] if by is not None and by not in names else []
+        names += [by] if by is not None and by not in names and by in self._names else []
         rows = [
             self._shown(position, row, by)
             for position, row in zip(chosen, self._rows.at(chosen, names), strict=True)
         ]
-        options = page.filter.options(self.manifest.schema)
+        options = page.filter.options(self._reviewed_rows.schema)
         arguments = ["--status", options.status]
         arguments += [] if options.where is None else ["--where", options.where]
-        line = command("manifest", "slice", self.manifest.name, *arguments, "--out", "NAME")
+        line: str | None = command("manifest", "slice", self.manifest.name, *arguments, "--out", "NAME")
+        line = None if self._is_unsaved(page.filter) else line
         return {"total": len(positions), "rows": rows, "where": options.where, "command": line}
+
+    def _is_unsaved(self, filter_: Filter) -> bool:
+        """Whether a filter needs reviews that the manifest does not have."""
+        condition = filter_.condition(self._reviewed_rows.schema)
+        return condition is not None and self._reviewed_rows.are_unsaved(condition.columns)
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -153,7 +179,7 @@ class Session:
     def _shown(self, position: int, row: Mapping[str, Any], by: str | None) -> dict[str, Any]:
         shown = {name: row.get(name) for name in SHOWN} | {"position": position}
         shown["caption"] = first_words(row.get("caption")) or None
-        shown["value"] = finite(row[by]) if by is not None else None
+        shown["value"] = None if by is None else finite(self._value(row, by))
         return shown | self._reviewed(row)
 
     def _reviewed(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,9 +189,20 @@ class Session:
             return {"review": found.verdict, "review_tags": list(found.tags), "pending": True}
         return {"review": row.get("review"), "review_tags": row.get("review_tags") or [], "pending": False}
 
+    def _value(self, row: Mapping[str, Any], name: str) -> Any:
+        """Return the value of a column of a row, with the review of the journal."""
+        found = self.journal.reviews.get(row["sample_id"])
+        if name not in REVIEW_NAMES or found is None:
+            return row.get(name)
+        return columns_of([found])[name][0].as_py()
+
     def facets(self, filter_: Filter) -> list[dict[str, Any]]:
         """Return the values of columns, with the number of rows of the filter that have them."""
         return [asdict(facet) for facet in self._views.facets(filter_)]
+
+    def distributions(self, wanted: Distributions) -> list[dict[str, Any]]:
+        """Return how the values of columns are distributed among the rows of a filter."""
+        return [asdict(found) for found in self._ranges.distributions(wanted.filter, wanted.columns)]
 
     def sample(self, position: int) -> dict[str, Any]:
         """Return all of one row: verdict, rules, columns, review. Raises IndexError if there is none."""
@@ -224,6 +261,11 @@ class Session:
 
     def save_slice(self, saving: Saving) -> dict[str, Any]:
         """Write the rows of a filter as a slice, and return its path, id and counts."""
+        if self._is_unsaved(saving.filter):
+            raise UserError(
+                "the filter uses reviews that are not saved",
+                "save the reviews as a manifest, and slice that one",
+            )
         options = saving.filter.options(self.manifest.schema)
         with self._new(saving.name) as (out, advance):
             made = slice_manifest(self.manifest, out, options, advance)

@@ -125,6 +125,45 @@ def test_a_condition_values_and_an_order_choose_rows(page: Any) -> None:
     assert page.run("document.querySelector('#where').value") == ""
 
 
+def test_a_range_of_a_number_is_chosen_by_fields_and_handles(page: Any) -> None:
+    field = "fieldset.range[data-column='entropy']"
+    assert page.texts(f"{field} legend span") == ["entropy, bit"]
+    page.write(f"{field} [aria-label='From entropy']", "7.05")
+    page.press("Enter")
+    page.until("document.querySelector('#range').innerText.endsWith('of 9 rows')")
+    ready(page)
+    assert page.run(f'document.querySelectorAll("{field} rect.out").length') > 20
+    assert "entropy" in page.run("decodeURIComponent(location.hash)")
+    # the upper handle, one step down
+    page.run(f"document.querySelector(\"{field} [aria-label='Highest entropy']\").focus()")
+    page.press("ArrowLeft")
+    page.until("!document.querySelector('#range').innerText.endsWith('of 9 rows')")
+    ready(page)
+    assert page.run(f"document.querySelector(\"{field} [aria-label='To entropy']\").value") != ""
+    page.choose("#add-range", "height")
+    page.until("document.querySelector(\"fieldset.range[data-column='height']\")")
+    page.click(f"{field} .remove")
+    page.until("document.querySelector('#range').innerText.endsWith('of 151 rows')")
+    ready(page)
+    assert page.texts(field) == []
+
+
+def test_rows_are_chosen_by_reviews_that_are_not_saved(page: Any) -> None:
+    for number in (1, 4):
+        page.click(".tile .pick input", number)
+    page.write("#reviewer", "Ada")
+    page.write("#reason", "watermark")
+    page.click("#review .reject")
+    page.until("document.querySelector(\"fieldset[data-column='review']\")")
+    labels = page.texts("fieldset[data-column='review'] label")
+    assert [label.split() for label in labels] == [["none", "149"], ["rejected", "2"]]
+    page.click("fieldset[data-column='review'] label input", 1)
+    page.until("document.querySelector('#range').innerText === '1–2 of 2 rows'")
+    assert page.texts(".tile .badge") == ["rejected", "rejected"]
+    page.click("#save-slice")
+    assert "save the reviews as a manifest first" in page.text("#save")
+
+
 def test_a_mistake_in_a_condition_is_shown_and_the_rows_stay(page: Any) -> None:
     page.write("#where", "entropi > 7")
     page.press("Enter")

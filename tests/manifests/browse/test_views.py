@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.manifests.browse.filters import Filter
+from uhr.manifests.browse.filters import Filter, Range
+from uhr.manifests.browse.ranges import BINS, Ranges
+from uhr.manifests.browse.reviewed import ReviewedRows
+from uhr.manifests.browse.reviews import Journal, Review, write
 from uhr.manifests.browse.rows import Cache, Rows
 from uhr.manifests.browse.session import Decision, Page, Saving, Session
 from uhr.manifests.browse.views import Order, Views
@@ -38,6 +41,15 @@ def rows(many: Manifest) -> list[dict[str, Any]]:
     return many.table().to_pylist()
 
 
+def views_of(manifest: Manifest) -> Views:
+    """Views without reviews."""
+    return Views(reviewed(manifest))
+
+
+def reviewed(manifest: Manifest, file: Path = Path("/nowhere/reviews.jsonl")) -> ReviewedRows:
+    return ReviewedRows(manifest, Journal(file, manifest))
+
+
 def expected(rows: list[dict[str, Any]], filter_: Filter, order: Order) -> list[int]:
     """The oracle: positions of the rows by a loop over all of them."""
     found = [
@@ -46,6 +58,7 @@ def expected(rows: list[dict[str, Any]], filter_: Filter, order: Order) -> list[
         if filter_.status in ("any", row["status"])
         and (not filter_.where or (row["flat_fraction"] is not None and row["flat_fraction"] > 0.3))
         and all(row[name] in values for name, values in filter_.values.items() if values)
+        and all(is_in(row[name], range_) for name, range_ in filter_.ranges.items())
     ]
 
     def key(place: int) -> Any:
@@ -59,6 +72,18 @@ def expected(rows: list[dict[str, Any]], filter_: Filter, order: Order) -> list[
     return filled + [place for place in found if key(place) is None]
 
 
+def is_in(value: float | None, range_: Range) -> bool:
+    if range_.low is None and range_.high is None:
+        return True
+    if value is None or not np.isfinite(value):
+        return False
+    return (range_.low is None or value >= range_.low) and (range_.high is None or value <= range_.high)
+
+
+ends = st.none() | st.sampled_from([0.05, 2.5, 4.0, 7, 48.0, 1e300])
+ranges = st.dictionaries(
+    st.sampled_from(["entropy", "flat_fraction", "height"]), st.builds(Range, low=ends, high=ends), max_size=2
+)
 filters = st.builds(
     Filter,
     status=st.sampled_from(["kept", "rejected", "failed", "any"]),
@@ -70,6 +95,7 @@ filters = st.builds(
         ).map(tuple),
         max_size=3,
     ),
+    ranges=ranges,
 )
 orders = st.builds(
     Order, by=st.sampled_from([None, "entropy", "height", "license"]), descending=st.booleans()
@@ -81,7 +107,7 @@ orders = st.builds(
 def test_rows_and_order_are_those_of_a_loop_over_all_rows(
     many: Manifest, rows: list[dict[str, Any]], filter_: Filter, order: Order
 ) -> None:
-    assert Views(many).positions(filter_, order).tolist() == expected(rows, filter_, order)
+    assert views_of(many).positions(filter_, order).tolist() == expected(rows, filter_, order)
 
 
 @settings(max_examples=12)
@@ -89,7 +115,7 @@ def test_rows_and_order_are_those_of_a_loop_over_all_rows(
 def test_counts_of_values_are_those_of_a_loop_and_leave_the_own_choice_out(
     many: Manifest, rows: list[dict[str, Any]], filter_: Filter
 ) -> None:
-    for facet in Views(many).facets(filter_):
+    for facet in views_of(many).facets(filter_):
         left = filter_.without(facet.column)
         counts = Counter(rows[place][facet.column] for place in expected(rows, left, Order()))
         found = {value.value: value.rows for value in facet.values if value.rows}
@@ -98,9 +124,118 @@ def test_counts_of_values_are_those_of_a_loop_and_leave_the_own_choice_out(
         assert facet.others == 0
 
 
+@settings(max_examples=12)
+@given(filters)
+def test_a_histogram_counts_the_rows_of_each_interval_and_leaves_the_own_range_out(
+    many: Manifest, rows: list[dict[str, Any]], filter_: Filter
+) -> None:
+    names = ["entropy", "height"]
+    for found in Ranges(reviewed(many)).distributions(filter_, names):
+        values = np.array([row[found.column] for row in rows], np.float64)
+        finite = values[np.isfinite(values)]
+        assert (found.low, found.high) == (finite.min(), finite.max())
+        chosen = values[expected(rows, filter_.without_range(found.column), Order())]
+        left = chosen[np.isfinite(chosen)]
+        assert [found.start, found.end] == pytest.approx(np.quantile(finite, [0.01, 0.99]))
+        places = np.floor((left - found.start) / ((found.end - found.start) / BINS)).clip(0, BINS - 1)
+        assert found.counts == np.bincount(places.astype(int), minlength=BINS).tolist()
+        assert found.missing == len(chosen) - len(left)
+
+
+def test_a_column_of_one_value_or_none_has_a_histogram(make: Make, make_row: Row, tmp_path: Path) -> None:
+    made = make(tmp_path / "set", [make_row(n, entropy=None, height=7) for n in range(5)], previews=None)
+    ranges = Ranges(reviewed(made))
+    empty, flat = ranges.distributions(Filter(), ["entropy", "height"])
+    assert (empty.low, empty.high, sum(empty.counts), empty.missing) == (None, None, 0, 5)
+    assert (flat.low, flat.high, flat.counts[0], flat.missing) == (7, 7, 5, 0)
+    with pytest.raises(UserError, match=r"unknown column 'entropie'.*entropy"):
+        ranges.distributions(Filter(), ["entropie"])
+    with pytest.raises(UserError, match="caption is string, not a number"):
+        ranges.distributions(Filter(), ["caption"])
+    with pytest.raises(UserError, match="caption is string, not a number"):
+        views_of(made).positions(Filter(ranges={"caption": Range(low=1)}), Order())
+
+
+def test_a_range_is_a_condition_of_the_slice(many: Manifest) -> None:
+    filter_ = Filter(
+        where="entropy < 9", ranges={"entropy": Range(low=4.25), "height": Range(low=1, high=1e6)}
+    )
+    condition = filter_.condition(many.schema)
+    assert condition is not None
+    assert (
+        condition.text == '(entropy < 9) AND ("entropy" >= 4.25) AND ("height" >= 1 AND "height" <= 1000000)'
+    )
+
+
+@pytest.mark.parametrize("has_columns", [False, True])
+def test_reviews_that_are_not_saved_choose_rows_as_saved_ones_do(
+    has_columns: bool, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The oracle is the manifest that the reviews are saved in. Rows that have reviews already keep them."""
+    ids = manifest.table(["sample_id"])["sample_id"].to_pylist()
+    base = manifest
+    if has_columns:
+        before = [review_of(ids[3], "accepted", "night"), review_of(ids[4], "rejected")]
+        base = write(manifest, before, tmp_path / "base", lambda n=1, note=None: None)
+    journal = Journal(tmp_path / "reviews.jsonl", base)
+    journal.add([review_of(ids[5], "accepted", "it's"), review_of(ids[6], "rejected", "night", "it's")])
+    journal.add(
+        [review_of(ids[3], "none"), review_of(ids[7], "none", "night"), review_of(ids[5], "rejected")]
+    )
+    journal.close()
+    saved = write(base, list(journal.reviews.values()), tmp_path / "saved", lambda n=1, note=None: None)
+    now, then = ReviewedRows(base, journal), reviewed(saved)
+    chosen = [
+        Filter(values={"review": ("rejected",), "review_tags": ("it's", None)}),
+        Filter(values={"review": (None,), "review_tags": ("night",)}),
+        Filter(where="review_by is not null"),
+    ]
+    for filter_ in chosen:
+        found = [Views(rows).positions(filter_, Order(by="review")).tolist() for rows in (now, then)]
+        assert found[0] == found[1] != []
+    assert Views(now).facets(chosen[0]) == Views(then).facets(chosen[0])
+
+
+def review_of(id_: str, verdict: str, *tags: str) -> Review:
+    return Review(
+        sample_id=id_,
+        verdict=None if verdict == "none" else verdict,
+        tags=tags,
+        name="Ada",
+        reason="" if verdict == "none" else "why",
+        time="2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_pages_of_a_filter_keep_their_rows_while_they_are_reviewed(
+    many: Manifest, tmp_path: Path, open_session: Callable[..., Session]
+) -> None:
+    session = open_session(many)
+    session.journal.file = tmp_path / "reviews.jsonl"
+    filter_ = Filter(where="review is null")
+    begun = session.facts()["reviews"]["version"]
+    first = session.page(Page(filter=filter_, count=60, reviews=begun))["rows"]
+    session.review(
+        Decision(
+            positions=tuple(row["position"] for row in first), verdict="accepted", name="Ada", reason="sharp"
+        )
+    )
+    second = session.page(Page(filter=filter_, start=60, count=60, reviews=begun))
+    assert [row["position"] for row in second["rows"]] == list(range(60, 120))
+    assert session.page(Page(filter=filter_))["total"] == 240
+    facet = next(facet for facet in session.facets(Filter()) if facet["column"] == "review")
+    assert {value["value"]: value["rows"] for value in facet["values"]} == {"accepted": 60, None: 240}
+    page = session.page(
+        Page(filter=Filter(values={"review": ("accepted",)}), order=Order(by="review_reason"))
+    )
+    assert (page["total"], page["command"], page["rows"][0]["value"]) == (60, None, "sharp")
+    with pytest.raises(UserError, match="reviews that are not saved: save the reviews as a manifest"):
+        session.save_slice(Saving(name="accepted", filter=Filter(values={"review": ("accepted",)})))
+
+
 def test_many_values_are_counted_together(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(number, aspect_bucket=f"{number % 20}:9") for number in range(100)]
-    views = Views(make(tmp_path / "set", rows, previews=None))
+    views = views_of(make(tmp_path / "set", rows, previews=None))
     (facet,) = [facet for facet in views.facets(Filter()) if facet.column == "aspect_bucket"]
     assert len(facet.values) == 12
     assert facet.others == 100 - 12 * 5
@@ -110,8 +245,8 @@ def test_many_values_are_counted_together(make: Make, make_row: Row, tmp_path: P
 
 
 def test_ids_captions_and_hashes_are_not_offered(many: Manifest) -> None:
-    assert not {"sample_id", "uri", "content_hash"} & set(Views(many).facets_of)
-    assert Views(many).facets_of[:2] == ["status", "reason"]
+    assert not {"sample_id", "uri", "content_hash"} & set(views_of(many).facets_of)
+    assert views_of(many).facets_of[:2] == ["status", "reason"]
 
 
 @pytest.mark.parametrize(
@@ -131,17 +266,17 @@ def test_ids_captions_and_hashes_are_not_offered(many: Manifest) -> None:
 )
 def test_what_is_no_condition_over_the_columns_is_one_line(many: Manifest, where: str) -> None:
     with pytest.raises(UserError, match="condition") as caught:
-        Views(many).positions(Filter(where=where), Order())
+        views_of(many).positions(Filter(where=where), Order())
     assert "\n" not in str(caught.value)
 
 
 def test_columns_that_have_no_order_or_no_values_are_named(many: Manifest) -> None:
     with pytest.raises(UserError, match=r"unknown column 'entropie'.*entropy"):
-        Views(many).positions(Filter(), Order(by="entropie"))
+        views_of(many).positions(Filter(), Order(by="entropie"))
     with pytest.raises(UserError, match=r"box is .*: sort by"):
-        Views(many).positions(Filter(), Order(by="box"))
+        views_of(many).positions(Filter(), Order(by="box"))
     with pytest.raises(UserError, match="entropy is double, not a text"):
-        Views(many).positions(Filter(values={"entropy": ("1",)}), Order())
+        views_of(many).positions(Filter(values={"entropy": ("1",)}), Order())
 
 
 def test_a_saved_slice_has_the_rows_of_the_page(
