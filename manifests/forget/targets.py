@@ -144,7 +144,7 @@ def extend(targets: Targets, manifests: Sequence[Manifest]) -> None:
 
 @dataclass(frozen=True)
 class Remaining:
-    """Rows of a manifest that the request names too, and that are left, as they were not asked for there.
+    """Rows of a manifest that the request names too, and that are left: it was for another manifest.
 
     option: what they have in common, `author`, `url` or `hash`. command: what forgets them, in this manifest
     and in what was made from it.
