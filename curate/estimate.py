@@ -21,6 +21,7 @@ from uhr.curate.run.earlier.harvest import take
 from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
+from uhr.curate.run.rows import PREVIEWS, VIEWS, Tally
 from uhr.manifests.schema import KEPT
 from uhr.manifests.sources.base import Listing, Source, size_of
 from uhr.runtime.pool import Pool
@@ -44,8 +45,12 @@ def plan_of(config: PipelineConfig, strict: bool, source: Source) -> tuple[Curat
         return CurationPlan.of(config, strict, source.columns), None
     except UserError as error:
         entries = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
+        rules = {
+            name: rule if isinstance(rule, str) else rule.model_copy(update={"required": False})
+            for name, rule in config.rules.items()
+        }
         try:
-            lenient = config.model_copy(update={"stages": entries})
+            lenient = config.model_copy(update={"stages": entries, "rules": rules})
             return CurationPlan.of(lenient, False, source.columns), error
         except UserError:
             raise error from None
@@ -55,7 +60,8 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
     """Run the pipeline over `count` images of a listing, drawn at random, in a temporary folder, and return
     what the whole run will take.
 
-    `stages` has by stage the rows for which it is called, those whose results are `reused`, and the seconds;
+    `stages` has by stage the rows for which it is called, those whose results are `reused`, and the seconds,
+    and the same of previews and of the views of models;
     `passes` the rows, and the seconds of the run with its workers, which are those of the slowest segment;
     `rules` how many rows of the sample were rejected; `bytes` what is read, or fetched, and written for
     previews and stored images; `tokens` those of captions. Numbers of the run are those of the
@@ -94,6 +100,7 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
 def _stages(plan: CurationPlan, finished: Finished, scale: float) -> list[dict[str, Any]]:
     tally = finished.tally
     labels = dict.fromkeys(planned.label for each in plan.passes for planned in _called(each))
+    labels |= dict.fromkeys(label for label in (PREVIEWS, VIEWS) if tally.measured[label])
     return [
         {
             "stage": label,
@@ -124,8 +131,12 @@ def _passes(request: CurationRequest, finished: Finished, scale: float) -> list[
             for segment in this.segments
         ]
         first = {planned.label for planned in _called(this) if planned not in this.batches}
+        first |= {PREVIEWS, VIEWS}
+        tally = Tally.empty()
+        for unit in range(units.count):
+            tally = tally.plus(Tally.of_unit(units, unit))
         seconds = [
-            sum(finished.tally.microseconds[label] for label in labels) / 1e6 * scale / max(1, count)
+            sum(tally.microseconds[label] for label in labels) / 1e6 * scale / max(1, count)
             for count, labels in [(workers, first), *models]
         ]
         found.append({"rows": round(units.rows * scale), "seconds": max(seconds)})

@@ -43,7 +43,7 @@ def print_plan(plan: CurationPlan, listing: Listing) -> None:
             say(f"pass {number} of {len(plan.passes)}, over {what}")
         _print_pass(this, "before anything is read" if number == 1 else "before the stages")
     for skipped in plan.skipped:
-        say(shown(f"skipped  {skipped.label}: {skipped.why}"))
+        say(shown(f"skipped  {skipped.label}: {skipped}"))
     for idle in plan.idle:
         say(shown(f"not evaluated  rule {idle.name} ({idle.where})"))
 
@@ -256,15 +256,19 @@ def _value(value: Any) -> str:
 
 
 def print_stages(stages: list[dict[str, Any]]) -> None:
+    """Print the stages as a table, which fits on the terminal."""
+
+    def packages(stage: Mapping[str, Any]) -> str:
+        return ", ".join(f"{each['package']} ({each['licence']})" for each in stage["packages"])
+
     rows = [
         [
             stage["stage"],
             stage["reads"],
             ", ".join(column["column"] for column in stage["adds"]),
             ", ".join(stage["needs"]),
-            ", ".join(f"{p['package']} ({p['licence']})" for p in stage["packages"])
-            + (" missing" if stage["missing"] else ""),
+            (packages(stage) + (" missing" if stage["missing"] else "")).strip(),
         ]
         for stage in stages
     ]
-    table(["stage", "reads", "adds", "needs", "packages"], rows)
+    table(["stage", "reads", "adds", "needs", "packages"], rows, fit=True)

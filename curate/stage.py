@@ -75,6 +75,12 @@ class BaseStage(ABC):
         """
         return {}
 
+    def unnamed(self) -> str | None:
+        """Name the parameter that must be set, with an example, or several with ` or ` between them; None if
+        nothing is lacking.
+        """
+        return None
+
     def missing(self) -> str | None:
         """Say what this machine lacks to run the stage and how to get it; None if nothing is missing.
 

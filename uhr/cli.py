@@ -149,6 +149,11 @@ def _usage_message(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     usage = "" if context is None else f" ({one_line(context.get_usage())})"
+    key = str(getattr(error, "option_name", "")).removeprefix("--")
+    settable = context is not None and any("--set" in each.opts for each in context.command.params)
+    if "." in key and settable:
+        # a key of a pipeline or a recipe, typed as an option
+        return f"{one_line(format_message())}: write --set {key}=VALUE{usage}"
     return f"{one_line(format_message())}{usage}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -38,17 +39,23 @@ class Candidate:
 
 
 class Skipped(NamedTuple):
-    """A stage that is skipped, the columns that are missing because of it, and the reason."""
+    """A stage that is skipped, the columns that are missing because of it, the reason, and its fix."""
 
     label: str
     adds: tuple[str, ...]
     why: str
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        return self.why if self.fix is None else f"{self.why}: {self.fix}"
 
 
 def candidates(
-    entries: Sequence[StageEntry], where: str, channels: Sequence[str] = ()
+    entries: Sequence[StageEntry], where: str, channels: Sequence[str] = (), inner: bool = False
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Make the stages of a pipeline. Return them, and those that are skipped by `if_missing: skip`.
+
+    inner: whether they are those of patches.
 
     Raises UserError if a stage is unknown, cannot be made, is missing and must not be skipped, adds a column
     that another one adds, or is of an unknown channel.
@@ -59,12 +66,12 @@ def candidates(
         if entry.channel is not None and entry.channel not in channels:
             raise unknown("channel", entry.channel, channels, f"{where}: stage '{entry.label}'")
         try:
-            stage = _stage(entry, where)
+            stage = _stage(entry, where, inner)
         except _Missing as missing:
             if entry.if_missing == "fail":
                 raise missing.error from None
             adds = tuple(entry.adds) or missing.adds
-            skipped.append(Skipped(entry.label, adds, missing.error.what))
+            skipped.append(Skipped(entry.label, adds, missing.error.what, missing.error.fix))
         else:
             found.append(Candidate(entry, stage, kind_of(stage)))
     _check_unique(found)
@@ -88,7 +95,7 @@ class _Missing(Exception):
         self.adds = adds
 
 
-def _stage(entry: StageEntry, where: str) -> BaseStage:
+def _stage(entry: StageEntry, where: str, inner: bool) -> BaseStage:
     try:
         cls = stage_class(entry.stage)
     except UserError as error:
@@ -99,9 +106,18 @@ def _stage(entry: StageEntry, where: str) -> BaseStage:
     stage = _instance(cls, entry, where)
     lack = stage.missing()
     if lack is not None:
-        error = UserError(f"stage '{entry.label}' cannot run: {lack}")
+        fix = None
+        if (example := stage.unnamed()) is not None:
+            lack = lack.partition(";")[0]
+            fix = f"set {example} in its entry" if inner else f"--set {_settings(entry.label, example)}"
+        error = UserError(f"stage '{entry.label}' cannot run: {lack}", fix)
         raise _Missing(error, tuple(column.name for column in stage.adds))
     return stage
+
+
+def _settings(label: str, examples: str) -> str:
+    """Write examples of parameters of a stage as values of `--set`."""
+    return " or --set ".join(shlex.quote(f"stages.{label}.{each}") for each in examples.split(" or "))
 
 
 def _instance(cls: type[BaseStage], entry: StageEntry, where: str) -> BaseStage:

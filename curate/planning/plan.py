@@ -199,7 +199,7 @@ class CurationPlan:
             for planned in self.stages
         ]
         left_out = [
-            StageInfo(name=s.label, version=0, fingerprint="", adds=list(s.adds), state="skipped", why=s.why)
+            StageInfo(name=s.label, version=0, fingerprint="", adds=list(s.adds), state="skipped", why=str(s))
             for s in self.skipped
         ]
         return ran + left_out
@@ -293,7 +293,7 @@ class _Planner:
             what = f"stage '{expand.label}' needs column '{lacking[0]}', which no stage adds"
             raise UserError(what, "put the stage that adds it before it")
         where = f"{self.config.name}: stage '{expand.label}'"
-        found, skipped = candidates(entry.stages, where)
+        found, skipped = candidates(entry.stages, where, inner=True)
         if (wrong := next((each for each in found if each.kind == "expand"), None)) is not None:
             raise UserError(f"{where}: '{wrong.label}' cuts patches of patches", "leave it out")
         for column in (column for each in found for column in each.stage.adds):
@@ -369,7 +369,8 @@ class _Planner:
                     why = f"stage '{lacking.label}' was skipped: {lacking.why}"
                     if entry.required and channel is None:
                         what = f"rule '{name}' is required, and {why}"
-                        raise UserError(what, "name the model of the stage; `uhr curate stages` describes it")
+                        fix = "name the model of the stage; `uhr curate stages` describes it"
+                        raise UserError(what, lacking.fix or fix)
                     self.idle.append(IdleRule(name, entry.where, why))
                 else:
                     rule.condition.check(schema)

@@ -26,6 +26,9 @@ PREVIEW = (
 )
 """Columns of a part that are not in the manifest's rows; they go to the preview parts."""
 
+PREVIEWS, VIEWS = "making previews", "making views"
+"""What is counted besides the calls of stages, by these labels."""
+
 RAN = pa.field("_ran", pa.list_(pa.field("element", pa.string())))
 """Column of a part that is not in the manifest: the labels of the task's stages that gave values for the row.
 """

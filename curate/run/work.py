@@ -22,7 +22,7 @@ from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, Sta
 from uhr.curate.run.images import UnitImages
 from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import frame_schema, has_previews
-from uhr.curate.run.rows import UnitRows, source_row
+from uhr.curate.run.rows import PREVIEWS, VIEWS, UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
@@ -361,7 +361,9 @@ class _UnitRun:
                             return False
                         called = True
                         self._images.check_content(index, frame)
-                        self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
+                        with self.rows.timed(PREVIEWS):
+                            made = frame.preview(self._plan.config.preview)
+                        self.rows.put_preview(index, *made)
             if called:
                 frame.check_unchanged()
                 if self._lanes:
@@ -420,7 +422,8 @@ class _UnitRun:
         if fault is None:
             try:
                 self._images.check_content(index, frame)
-                views = {key: view.of(frame.rgb) for key, view in self._views.items()}
+                with self.rows.timed(VIEWS):
+                    views = {key: view.of(frame.rgb) for key, view in self._views.items()}
                 frame.check_unchanged()
                 self._block.add(index, views)
             except Outdated:

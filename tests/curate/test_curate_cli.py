@@ -151,6 +151,18 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
     assert all(name in printed for name in NAMES)
 
 
+@pytest.mark.parametrize("columns", [100, 140, 300])
+def test_the_table_of_stages_fits_on_the_terminal(uhr, monkeypatch, columns):
+    wide = uhr("curate", "stages")[1]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("uhr.base.console.on_terminal", lambda: True)
+    printed = uhr("curate", "stages")[1]
+    assert max(map(len, printed.splitlines())) <= columns
+    # nothing is lost: the cells of a column, read from the top, have the same words
+    assert sorted(printed.split()) == sorted(wide.split())
+    assert (len(printed.splitlines()) == len(wide.splitlines())) == (columns == 300)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -178,6 +190,16 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
             "did you mean limits",
         ),
         (("run", "quickstart", "--source", "s"), 2, "--out"),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--rules.entropy", "entropy > 6"),
+            2,
+            "No such option: --rules.entropy",
+        ),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--rules.entropy=entropy > 6"),
+            2,
+            ": write --set rules.entropy=VALUE (Usage",
+        ),
         (
             ("run", "quickstart", "--source", "s", "--out", "o", "--address", "x", "--engine", "local"),
             1,

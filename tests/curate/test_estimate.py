@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pyarrow as pa
 from uhr.base.config import Config
 from uhr.curate.stage import BatchStage, FrameStage, Resources
 from uhr.manifests.schema import Column
+from uhr.models.scores.images import View
 
 class Slow(FrameStage):
     name = "slow"
@@ -34,6 +37,10 @@ class Caption(BatchStage):
 
     def score(self, rows, views):
         return {"text": ["three plain words"] * len(rows)}
+
+class Looks(Caption):
+    name = "looks"
+    views = {"small": View(shortest=8)}
 """
 
 
@@ -91,6 +98,45 @@ def test_a_dry_run_extrapolates_what_it_measured(uhr, pictures, tmp_path):
     code, again, _ = uhr(*arguments, "--measure", 12)
     assert "estimated from 12 of 24 files, which were measured" in again
     assert f"text: {2 * bright} texts, about {8 * bright} tokens" in again
+
+
+def test_the_estimate_has_the_time_of_previews_and_of_views(uhr, pictures, tmp_path, monkeypatch):
+    from uhr.curate.frame import Frame
+    from uhr.models.scores.images import View
+
+    preview, of = Frame.preview, View.of
+    monkeypatch.setattr(Frame, "preview", lambda *all_: (time.sleep(0.03), preview(*all_))[1])
+    monkeypatch.setattr(View, "of", lambda *all_: (time.sleep(0.05), of(*all_))[1])
+    file = tmp_path / "p.yaml"
+    file.write_text(PIPELINE.replace("Caption", "Looks").replace("caption}", "looks}"))
+    arguments = ("--source", pictures, "--out", tmp_path / "out", "--workers", 0, "--dry-run", "--json")
+    code, printed, errors = uhr("curate", "run", file, *arguments, "--measure", 12)
+    assert code == 0, errors
+    found = json.loads(printed)["estimate"]
+    stages = {stage["stage"]: stage for stage in found["stages"]}
+    assert (stages["making previews"]["measured"], stages["making previews"]["rows"]) == (12, 24)
+    assert stages["making previews"]["seconds_each"] >= 0.03
+    assert stages["making views"]["measured"] == stages["looks"]["measured"] > 0
+    assert stages["making views"]["seconds_each"] >= 0.05
+    names = ("slow", "making previews", "making views")
+    assert found["passes"][0]["seconds"] >= sum(stages[name]["seconds"] for name in names)
+
+
+def test_the_plan_of_a_preset_without_its_required_stage_is_printed_with_the_error(uhr, pictures, tmp_path):
+    arguments = ("--source", pictures, "--out", tmp_path / "out", "--dry-run")
+    code, printed, errors = uhr("curate", "run", "multiaspect-4k", *arguments, "--measure", 0)
+    assert code == 1
+    fix = "--set 'stages.safety.nsfw={weights: FOLDER, labels: [nsfw]}'"
+    assert f"no model is named: {fix} or --set 'stages.safety.watermark=" in errors.splitlines()[-1]
+    assert "    keep where entropy >= 7.0   [entropy, channel general]" in printed
+    assert f"skipped  safety: stage 'safety' cannot run: no model is named: {fix}" in printed
+    assert "not evaluated  rule nsfw (nsfw_prob < 0.5)" in printed
+    code, _, again = uhr("curate", "run", "multiaspect-4k", *arguments[:-1])
+    assert code == 1
+    assert again.splitlines()[-1] == errors.splitlines()[-1]
+    # the fix, as a shell would read it, is a valid setting
+    code, _, errors = uhr("curate", "run", "multiaspect-4k", *arguments, "--measure", 0, *shlex.split(fix))
+    assert "the weights 'FOLDER' do not exist" in errors.splitlines()[-1]
 
 
 def test_the_estimate_counts_the_cutting_of_patches(uhr, pictures, tmp_path):

@@ -220,17 +220,17 @@ def test_faces_are_counted_only_by_explicit_choice(run, source):
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("embedding", "no model is named; set weights=FOLDER"),
-        ("artimuse", "set weights=FOLDER or server="),
-        ("safety", r"set nsfw=\{weights: FOLDER, labels: \[nsfw\]\}, or watermark"),
-        ("people", "set weights=FILE"),
+        ("embedding", "no model is named: --set stages.embedding.weights=FOLDER$"),
+        ("artimuse", "weights=FOLDER or --set 'stages.artimuse.server={url: URL, model: NAME}'$"),
+        ("safety", r"named: --set 'stages.safety.nsfw=\{weights: FOLDER, labels: \[nsfw\]\}' or --set"),
+        ("people", "--set stages.people.weights=FILE"),
         ({"stage": "caption", "weights": "/no/model"}, "the weights '/no/model' do not exist"),
         (
             {"stage": "translate", "server": {"url": "ftp://x", "model": "m"}},
             "is not the address of a server",
         ),
-        ({"stage": "rating", "weights": "."}, "set prompt=FILE"),
-        ({"stage": "rating", "weights": ".", "prompt": "/no/prompt"}, "set words="),
+        ({"stage": "rating", "weights": "."}, "--set stages.rating.prompt=FILE"),
+        ({"stage": "rating", "weights": ".", "prompt": "/no/prompt"}, "--set 'stages.rating.words="),
         (
             {"stage": "rating", "weights": ".", "prompt": "/no/prompt", "words": {"a": 1, "b": 0}},
             "/no/prompt cannot be read",

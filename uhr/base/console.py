@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
@@ -149,17 +152,53 @@ def note(line: str) -> None:
     print(f"note: {shown(line)}", file=sys.stderr, flush=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a plain table: aligned columns, numbers to the right, no frame."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], fit: bool = False) -> None:
+    """Print a plain table: aligned columns, numbers to the right, no frame.
+
+    fit: whether to break the cells of the widest columns at spaces, so that lines fit on the terminal. Where
+    there is none, a row stays one line.
+    """
     head = [shown(name) for name in head]
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(head)]
+    if fit and on_terminal():
+        widths = _narrowed(widths, [head, *cells], shutil.get_terminal_size().columns)
     right = [
         all(isinstance(row[i], int | float) for row in rows if row[i] is not None) for i in range(len(head))
     ]
-    for line in (head, *cells):
+    for line in (broken for row in (head, *cells) for broken in _broken(row, widths)):
         parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
         say("  ".join(parts).rstrip())
+
+
+def on_terminal() -> bool:
+    """Whether a person reads what is printed."""
+    return sys.stdout.isatty()
+
+
+def _narrowed(widths: Sequence[int], lines: Sequence[Sequence[str]], total: int) -> list[int]:
+    """Return widths of columns with `total` together, or as little more as the longest words require: the
+    widest columns are made narrower.
+    """
+    words = [max(len(word) for line in lines for word in (line[i].split(" "))) for i in range(len(widths))]
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > total:
+        wide = [i for i in range(len(found)) if found[i] > words[i]]
+        if not wide:
+            break
+        found[max(wide, key=lambda i: found[i])] -= 1
+    return found
+
+
+def _broken(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """Return the lines of a row whose cells have at most these widths, where their words permit."""
+    columns = [
+        textwrap.wrap(cell, max(1, width), break_long_words=False, break_on_hyphens=False) or [""]
+        if len(cell) > width
+        else [cell]
+        for cell, width in zip(row, widths, strict=True)
+    ]
+    return [list(parts) for parts in itertools.zip_longest(*columns, fillvalue="")]
 
 
 def _cell(value: Any) -> str:

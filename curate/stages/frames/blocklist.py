@@ -41,9 +41,12 @@ class BlocklistStage(FrameStage):
         files: list[str] = Field(default_factory=list)
         radius: int = Field(4, ge=0, le=16)
 
+    def unnamed(self) -> str | None:
+        return None if self.params.files else "files=[FILE]"
+
     def missing(self) -> str | None:
-        if not self.params.files:
-            return "no list is named; set files=[FILE]"
+        if (lack := self.unnamed()) is not None:
+            return f"no list is named; set {lack}"
         return super().missing()
 
     def contents(self) -> Mapping[str, str]:

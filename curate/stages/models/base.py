@@ -83,10 +83,6 @@ class Outage:
 class ModelStage(BatchStage):
     """A stage that cannot run before its user has named a model: `unnamed` says which parameter is empty."""
 
-    def unnamed(self) -> str | None:
-        """Name the parameter that must be set, with an example; None if nothing is lacking."""
-        return None
-
     def missing(self) -> str | None:
         if (lack := self.unnamed()) is not None:
             return f"no model is named; set {lack}"

@@ -56,7 +56,9 @@ class SafetyStage(ModelStage):
 
     def unnamed(self) -> str | None:
         if not self._models:
-            return "nsfw={weights: FOLDER, labels: [nsfw]}, or watermark"
+            return " or ".join(
+                f"{each}={{weights: FOLDER, labels: [{each}]}}" for each in ("nsfw", "watermark")
+            )
         for column, model in self._models.items():
             if model.kind == "classifier" and not model.labels:
                 return f"{column.removesuffix('_prob')}.labels=[LABEL]"
