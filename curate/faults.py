@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import get_args
 
 from uhr.manifests.sources.base import BROKEN_LINK
+from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.types import FaultKind
-from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
+from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, UnitFault
 
 NO_VALUE, RULE_ERROR = "no value", "rule error"
 """The result of a rule was null; the evaluation of a rule raised an error."""
@@ -45,3 +46,12 @@ KINDS: frozenset[str] = frozenset(
     )
 )
 """All kinds. No rule may have such a name: a rejection could not be distinguished from a failure."""
+
+
+def stage_fault(error: BaseException) -> UnitFault:
+    """Return the fault of a row on which a stage raised an error. If its attribute `transient` is true, it
+    says nothing about the row, as where a server does not answer.
+    """
+    text = stable_text(str(error))
+    kind = UNAVAILABLE if getattr(error, "transient", False) else STAGE_ERROR
+    return UnitFault(kind, f"{type(error).__name__}{': ' if text else ''}{text}")

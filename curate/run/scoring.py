@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.curate.faults import OF_STAGE
+from uhr.curate.faults import OF_STAGE, stage_fault
 from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import PlannedStage
@@ -18,7 +18,6 @@ from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import segment_schema, unit_rows
 from uhr.curate.run.rows import UnitRows
 from uhr.curate.run.views import ViewReader
-from uhr.curate.run.work import stage_fault
 from uhr.curate.stage import BatchStage
 from uhr.manifests.schema import KEPT
 from uhr.runtime.units import MEMORY_LIMIT, TaskWork, UnitFault, UnitPlan, Watch

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from uhr.base import parquet
-from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
+from uhr.curate.faults import CHANGED, OF_STAGE, UNAVAILABLE, stage_fault
 from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import PlannedStage
@@ -28,7 +28,6 @@ from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
 from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
 from uhr.manifests.sources.base import Source
-from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
 from uhr.runtime.units import TaskWork, UnitFault, UnitPlan, Watch
@@ -457,15 +456,6 @@ class _UnitRun:
             return indices
         self._watch.end()
         return self.rows.rule(self._judge, rules, indices, self._go_on)
-
-
-def stage_fault(error: BaseException) -> UnitFault:
-    """Return the fault of a row on which a stage raised an error. If its attribute `transient` is true, it
-    says nothing about the row, as where a server does not answer.
-    """
-    text = stable_text(str(error))
-    kind = UNAVAILABLE if getattr(error, "transient", False) else STAGE_ERROR
-    return UnitFault(kind, f"{type(error).__name__}{': ' if text else ''}{text}")
 
 
 def _later_row(item: dict[str, Any]) -> dict[str, Any]:
