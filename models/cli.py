@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uhr.base import console
+from uhr.base.errors import UserError
 from uhr.base.paths import local
+
+if TYPE_CHECKING:
+    from uhr.models.loading.opening import ModelName
 
 MODEL_HELP = (
     "A diffusers folder, a hub id (org/name or org/name@revision), or with --base only a backbone: its lone "
     "file (BFL's, ComfyUI's or GGUF), or a transformer's own folder."
 )
 BASE_HELP = "With only a backbone as --model: the folder or hub id that provides the other components."
+COMFYUI_HELP = (
+    "A ComfyUI installation: --model is the name of a backbone there (needed if it has several), and text "
+    "encoders and VAE are found beside it."
+)
 SPEC_HELP = "The model's spec, if its configuration does not identify it: a name of `uhr models list`."
 """The options by which every command names a model."""
+
+
+def model_name(model: str | None, spec: str | None, base: str | None, comfyui: Path | None) -> ModelName:
+    """Return the model that the options of a command name.
+
+    With `comfyui` it is assembled from the files of an installation, and what was chosen is printed. Raises
+    UserError without a model.
+    """
+    from uhr.models.loading.opening import ModelName
+
+    if comfyui is None:
+        if model is None:
+            fix = "name one: --model DIR, a hub id, or --comfyui DIR for the files of ComfyUI"
+            raise UserError("--model is missing", fix)
+        return ModelName(model, spec, base)
+    from uhr.models.loading.comfyui.assembly import assemble
+
+    found = assemble(comfyui, model, base, spec)
+    for line in found.lines:
+        console.note(line)
+    return found.name
+
 
 app = typer.Typer(no_args_is_help=True, help="List and show the known backbones, or make a tiny one.")
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]

@@ -13,7 +13,7 @@ from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError, with_options
 from uhr.base.files import saving
 from uhr.base.paths import local, or_similar
-from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.models.cli import BASE_HELP, COMFYUI_HELP, MODEL_HELP, SPEC_HELP, model_name
 from uhr.train.data.names import named_path
 
 app = typer.Typer(no_args_is_help=True, help="Encode a manifest once, train on it, export the adapter.")
@@ -39,7 +39,11 @@ ConfigFile = Annotated[
 RunFolder = Annotated[
     Path, typer.Argument(parser=local("RUN", utf8=True), metavar="RUN", help="Folder of a run.")
 ]
-ModelPath = Annotated[str, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)]
+ModelPath = Annotated[str | None, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)]
+ComfyUI = Annotated[
+    Path | None,
+    typer.Option("--comfyui", parser=local("--comfyui", utf8=True), metavar="DIR", help=COMFYUI_HELP),
+]
 Base = Annotated[str | None, typer.Option("--base", metavar="DIR|ID", help=BASE_HELP)]
 Spec = Annotated[str | None, typer.Option("--spec", metavar="NAME", help=SPEC_HELP)]
 DATA_HELP = (
@@ -103,13 +107,14 @@ def show_(
 @app.command("plan")
 def plan_(
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model", metavar="NAME|DIR|ID|FILE", help=f"The name of a published spec. {MODEL_HELP}"
         ),
-    ],
+    ] = None,
     recipe: RecipeName = None,
     data: DataFolders = None,
+    comfyui: ComfyUI = None,
     base: Base = None,
     spec: Spec = None,
     config: ConfigFile = None,
@@ -123,13 +128,12 @@ def plan_(
     as_json: Json = False,
 ) -> None:
     """Estimate steps, tokens, parameters, memory, storage and time of a run; loads no weights."""
-    from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
     from uhr.train.run.estimate.estimate import estimate
     from uhr.train.run.estimate.memory import Processes
     from uhr.train.run.estimate.plan_text import print_estimate
 
-    named, processes = ModelName(model, spec, base), Processes(workers, machines)
+    named, processes = model_name(model, spec, base, comfyui), Processes(workers, machines)
     found = estimate(resolve(recipe, config, sets), named, data or [], on, processes)
     console.emit(found, as_json, print_estimate)
 
@@ -142,13 +146,14 @@ def encode_(
             parser=local("MANIFEST"), metavar="MANIFEST", help="A manifest; its kept rows are encoded."
         ),
     ],
-    model: ModelPath,
     out: Annotated[
         Path,
         typer.Option(
             "--out", parser=local("--out"), metavar="DIR", help="Folder for latents and text embeddings."
         ),
     ],
+    model: ModelPath = None,
+    comfyui: ComfyUI = None,
     base: Base = None,
     spec: Spec = None,
     sets: Sets = None,
@@ -195,13 +200,12 @@ def encode_(
     docs/encoding.md.
     """
     from uhr.base.config import apply_sets, build
-    from uhr.models.loading.opening import ModelName
     from uhr.train.encode.config import EncodeConfig
     from uhr.train.encode.run import device_of, encode, pool_of
 
     changes = [*(sets or []), *(["pixels=true"] if pixels else [])]
     config = build(EncodeConfig, apply_sets({}, changes), "--set")
-    named = ModelName(model, spec, base)
+    named = model_name(model, spec, base, comfyui)
     if only_budget:
         from uhr.train.encode.budget import budget, print_budget
 
@@ -229,7 +233,6 @@ def encode_(
 
 @app.command("run")
 def run_(
-    model: ModelPath,
     data: Annotated[list[Any], Data],
     out: Annotated[
         Path,
@@ -237,6 +240,8 @@ def run_(
             "--out", parser=local("--out", utf8=True), metavar="DIR", help="Folder for log and checkpoints."
         ),
     ],
+    model: ModelPath = None,
+    comfyui: ComfyUI = None,
     base: Base = None,
     spec: Spec = None,
     recipe: RecipeName = None,
@@ -257,7 +262,6 @@ def run_(
     address: Address = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command resumes, and so does `uhr train resume`."""
-    from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
     from uhr.train.run.job import start
     from uhr.train.run.launch import Launch
@@ -265,8 +269,10 @@ def run_(
     resolved = resolve(recipe, config, sets)
     launch = Launch.of(launcher, workers, address)
 
+    named = model_name(model, spec, base, comfyui)
+
     def begin() -> Any:
-        job = start(resolved, ModelName(model, spec, base), data, out, init or [])
+        job = start(resolved, named, data, out, init or [])
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{shown(out)} already contains this run at step {job.done}: resuming")
         return job

@@ -87,7 +87,7 @@ def _fitted(
     needed = part.state_dict()
     # diffusers' keys and the original ones overlap: the majority decides
     own = 2 * len(needed.keys() & checkpoint.keys()) > len(needed)
-    state = checkpoint if own else _converted(cls, checkpoint, part.config, where)
+    state = checkpoint if own else _converted(cls, checkpoint, part.config)
     missing, unexpected = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
     if missing or unexpected:
         what = (
@@ -98,16 +98,26 @@ def _fitted(
     return state
 
 
-def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where: str) -> dict[str, Any]:
+def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any) -> dict[str, Any]:
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    known: Any = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
-    if known is None:
-        raise UserError(
-            f"{where} has other keys than diffusers, which cannot convert those of a {cls.__name__}",
-            "name a folder in diffusers' layout",
-        )
+    if cls.__name__ == "AutoencoderKLFlux2":
+        return _flux2_vae(checkpoint, config)
+    known: Any = SINGLE_FILE_LOADABLE_CLASSES[cls.__name__]
     return known["checkpoint_mapping_fn"](checkpoint=checkpoint, config=config)
+
+
+def _flux2_vae(checkpoint: dict[str, torch.Tensor], config: Any) -> dict[str, Any]:
+    """Convert FLUX.2's VAE, which diffusers does not: it has the names of FLUX.1's and the statistics of its
+    latents. BFL's code has the two convolutions around the latents inside encoder and decoder."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    inside = ("encoder.quant_conv.", "decoder.post_quant_conv.")
+    named = {
+        key.partition(".")[2] if key.startswith(inside) else key: value for key, value in checkpoint.items()
+    }
+    statistics = {key: value for key, value in named.items() if key.startswith("bn.")}
+    return {**convert_ldm_vae_checkpoint(named, config), **statistics}
 
 
 def _gguf(

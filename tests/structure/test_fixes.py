@@ -48,6 +48,8 @@ PRINTED_BY = {
     "uhr/base/hub.py": ("sample",),  # only a repeat may not fetch
     "models/loading/model.py": (*SAMPLE, "train encode", *TRAIN),
     "models/loading/opening.py": MODEL,
+    "models/loading/comfyui/": (*SAMPLE, "train encode", "train run", "train plan"),
+    "models/cli.py": (*SAMPLE, "train encode", "train run", "train plan"),
     "models/specs/registry.py": MODEL,
     "models/generate/repeat.py": ("sample",),
     "train/run/estimate/estimate.py": ("train plan",),

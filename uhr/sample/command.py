@@ -137,7 +137,8 @@ def generate(
     record: opt.Record = "both",
     previews: opt.Previews = None,
     as_json: opt.Json = False,
-    model: opt.Model,
+    model: opt.Model = None,
+    comfyui: opt.ComfyUI = None,
     base: opt.Base = None,
     spec: opt.Spec = None,
     adapters: opt.Adapters = None,
@@ -160,19 +161,20 @@ def generate(
     workers: opt.Workers = None,
     address: opt.Address = None,
 ) -> None:
-    from uhr.models.generate.request import Adapter, Item, Request, parse_size
+    from uhr.models.cli import model_name
+    from uhr.models.generate.request import Item, Request, parse_size
     from uhr.models.generate.target import Target
-    from uhr.models.loading.opening import ModelName
 
     if prompt is None and prompts is None and image is not None:
         prompt = _prompt_of(image)
-    sampler, chosen = str(ctx.info_name), [Adapter.parse(text) for text in adapters or ()]
-    defaults = _defaults(chosen, ModelName(model, spec, base), sampler, guidance, sets or [])
+    sampler, named = str(ctx.info_name), model_name(model, spec, base, comfyui)
+    chosen = [_adapter(text, comfyui) for text in adapters or ()]
+    defaults = _defaults(chosen, named, sampler, guidance, sets or [])
     tree = {
         "sampler": sampler,
-        "model": model,
-        "base": base,
-        "spec": spec,
+        "model": named.model,
+        "base": named.base,
+        "spec": named.spec,
         "size": parse_size(size) if size else None,
         "scale": scale,
         "steps": steps,
@@ -213,6 +215,18 @@ def generate(
             previews,
             as_json,
         )
+
+
+def _adapter(text: str, comfyui: Path | None) -> Adapter:
+    """An adapter of the command line: a file, a folder, or the name of a LoRA of ComfyUI."""
+    from uhr.models.generate.request import Adapter
+
+    found = Adapter.parse(text)
+    if comfyui is None or user_path(found.name).exists():
+        return found
+    from uhr.models.loading.comfyui.installation import Installation
+
+    return Adapter(name=str(Installation.open(comfyui).lora(found.name)), scale=found.scale)
 
 
 def _defaults(

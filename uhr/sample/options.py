@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uhr.base.paths import local
-from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.models.cli import BASE_HELP, COMFYUI_HELP, MODEL_HELP, SPEC_HELP
 
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to generate", "How", "Model and adapters", "Machine", "Output"
 SET, PLAN = "A set of images", "Plan"
@@ -114,7 +114,7 @@ Sets = Annotated[
 ]
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="DIR|ID|FILE",
         help=MODEL_HELP,
@@ -126,6 +126,16 @@ Base = Annotated[
     typer.Option(
         metavar="DIR|ID",
         help=BASE_HELP,
+        rich_help_panel=MODEL,
+    ),
+]
+ComfyUI = Annotated[
+    Path | None,
+    typer.Option(
+        "--comfyui",
+        parser=local("--comfyui", utf8=True),
+        metavar="DIR",
+        help=f"{COMFYUI_HELP} --adapter may be the name of a LoRA there.",
         rich_help_panel=MODEL,
     ),
 ]

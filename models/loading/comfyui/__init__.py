@@ -1,0 +1,1 @@
+"""Models from the single files of a ComfyUI installation."""
