@@ -34,7 +34,7 @@ SHORT = ("base", "contracts", "manifests", "pixels", "structure")
 TOGETHER = (
     ("test_demo.py", "test_planted_faults.py", "test_readme_commands.py"),
     ("test_full_disk.py", "test_modes.py"),
-    ("test_browse_page.py", "test_report_page.py"),
+    ("test_browse_page.py", "test_report_page.py", "test_compare_page.py"),
 )
 """Files that share what takes long to make, such as a browser: each group runs in one process."""
 

@@ -289,7 +289,7 @@ def run_(
     def print_result(_: object) -> None:
         show.print_result(found.info)
         say(f"\n{shown(found.folder / result.SCORES)} has a row per image")
-        say(f"next: {console.command('eval', 'compare', out, 'OTHER')}")
+        say(f"next: {console.command('eval', 'compare', out, 'OTHER', '--out', 'page.html')}")
 
     value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
     console.emit(value, as_json, print_result)
@@ -298,6 +298,20 @@ def run_(
 @app.command("compare")
 def compare_(
     results: Annotated[list[str], typer.Argument(metavar="RESULT...", help=RESULT_HELP)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--out"),
+            metavar="FILE.html",
+            help="Write one page with tables, images and a viewer.",
+        ),
+    ] = None,
+    embed: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="MB", help="With --out: megabytes of full images that the page contains."
+        ),
+    ] = 64,
     to: Annotated[
         str | None, typer.Option("--to", metavar="latex|csv|md", help="Print the table in this form.")
     ] = None,
@@ -311,7 +325,17 @@ def compare_(
     if len(results) < 2:
         raise UserError("one result cannot be compared", "name two or more; the first is the baseline")
     found = compare(open_arms(results))
+    if out is not None:
+        from uhr.train.evaluate.compare.page import write_page
+
+        write_page(found, out, embed * 1_000_000)
     if to is not None:
         print(tables.render(found, to), end="")
         return
-    console.emit(found.facts(), as_json, lambda _: tables.print_comparison(found))
+
+    def show(_: object) -> None:
+        tables.print_comparison(found)
+        if out is not None:
+            say(f"\n{shown(out)} has prompts and images")
+
+    console.emit(found.facts(), as_json, show)

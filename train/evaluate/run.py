@@ -273,7 +273,8 @@ def _versions() -> dict[str, str]:
     """The versions of what every score passes through; a metric's own are in its identity."""
     from uhr.models.metrics.base import versions
 
-    return {"python": platform.python_version(), **versions("numpy", "opencv-python-headless")}
+    found = versions("numpy", "opencv-python-headless")
+    return {"python": platform.python_version(), **{name: v for name, v in found.items() if v is not None}}
 
 
 def _metric_result(

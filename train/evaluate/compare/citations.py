@@ -1,0 +1,81 @@
+"""BibTeX of what a comparison uses: protocol, metrics, samplers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from uhr.train.evaluate.compare.comparison import Comparison
+
+FILE = Path(__file__).parent / "citations.bib"
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "fid": ("heusel2017fid",),
+    "patch-fid": ("heusel2017fid",),
+    "kid": ("binkowski2018kid",),
+    "patch-kid": ("binkowski2018kid",),
+    "inception-score": ("salimans2016is",),
+    "patch-inception-score": ("salimans2016is",),
+    "glcm": ("zhang2025diffusion4k",),
+    "compression-ratio": ("zhang2025diffusion4k",),
+    "clip-score": ("hessel2021clipscore",),
+    "lpips": ("zhang2018lpips",),
+    "pickscore": ("kirstain2023pickscore",),
+    "hpsv2": ("wu2023hpsv2",),
+    "image-reward": ("xu2023imagereward",),
+    "q-align": ("wu2024qalign",),
+    "pyiqa": ("chen2022pyiqa",),
+}
+"""By the name of a metric in the registry."""
+
+SAMPLERS: Mapping[str, tuple[str, ...]] = {
+    "euler": ("blackforestlabs2024flux",),
+    "sdedit": ("meng2022sdedit",),
+    "multidiffusion": ("bartal2023multidiffusion",),
+    "demofusion": ("du2024demofusion",),
+    "imax": ("du2024imax",),
+    "hiflow": ("bu2025hiflow",),
+    "patch-cascade": ("yu2026realuhr",),
+    "ultraflux": ("ye2026ultraflux",),
+    "ultragen": ("zhang2025ultragen",),
+}
+
+PROTOCOLS: Mapping[str, tuple[str, ...]] = {
+    "aesthetic-eval": ("zhang2025diffusion4k",),
+    "ultraflux": ("ye2026ultraflux", "zhang2025diffusion4k"),
+    "hiflow": ("bu2025hiflow",),
+    "urae": ("yu2025urae", "wu2023hpsv2"),
+    "ultrahr": ("zhao2025ultrahr",),
+}
+"""By the beginning of a protocol's name."""
+
+
+def bibtex(found: Comparison) -> str:
+    """Return the entries of what a comparison uses, each once, sorted by key."""
+    entries = _entries()
+    return "\n".join(entries[key] for key in sorted({*_keys(found)} & entries.keys()))
+
+
+def _keys(found: Comparison) -> Iterator[str]:
+    name = found.arms[0].info.protocol.name
+    for beginning, keys in PROTOCOLS.items():
+        if name.startswith(beginning):
+            yield from keys
+    uses = {use.name: use for use in found.protocol.metrics}
+    for arm in found.arms:
+        for metric in arm.info.metrics:
+            use = uses[metric.metric]
+            yield from METRICS.get(use.metric, ())
+            if use.options.get("resize") == "clean":
+                yield "parmar2022cleanfid"
+        if arm.info.made is not None:
+            yield from SAMPLERS.get(arm.info.made["request"]["sampler"], ())
+
+
+@cache
+def _entries() -> dict[str, str]:
+    """The entries of `citations.bib` by key, one a line."""
+    lines = FILE.read_text(encoding="utf-8").splitlines()
+    return {re.split(r"[{,]", line)[1]: line for line in lines if line.startswith("@")}

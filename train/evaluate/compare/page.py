@@ -1,0 +1,346 @@
+"""One HTML page for a comparison: tables, prompts with thumbnails, and a viewer down to single pixels.
+
+The page needs no network. Full images of the first rows are in it, as far as the budget allows; the others
+are links to the files that were scored.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from uhr.base.console import progress, shown
+from uhr.base.errors import UserError, install, one_line
+from uhr.base.files import atomic, saving
+from uhr.base.formatting import number
+from uhr.train.evaluate.bootstrap import Difference
+from uhr.train.evaluate.choice import grouped
+from uhr.train.evaluate.compare.citations import bibtex
+from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file
+from uhr.train.evaluate.images import ImageRef
+from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.result import ResultInfo
+from uhr.train.evaluate.show import ARROWS, precise, with_interval
+
+if TYPE_CHECKING:
+    import jinja2
+    import numpy as np
+
+HERE = Path(__file__).parent
+
+EMBEDDED = 64_000_000
+"""Bytes of full images in the page, before base64."""
+
+MOST_ROWS = 300
+"""More images are not listed: a page of 300 rows with two methods has 10 MB of thumbnails."""
+
+THUMBNAIL, QUALITY = 384, 95
+"""Long side in px of a thumbnail, and the JPEG quality of full images in the page."""
+
+AT_ONCE = 4
+"""Images that are decoded at the same time."""
+
+PLOT = 96.0
+"""Half the width of a plot of differences in SVG units, without its margin."""
+
+
+class _Picture(NamedTuple):
+    """An image of a row: a thumbnail, the size of both, and the full image or a link to it."""
+
+    thumbnail: str
+    size: tuple[int, int]
+    thumbnail_size: tuple[int, int]
+    source: str
+    is_embedded: bool
+    file: str
+
+
+def write_page(found: Comparison, out: Path, budget: int = EMBEDDED) -> Path:
+    """Write the page to the file `out`, atomically.
+
+    Args:
+        budget: bytes of full images that are put into the page.
+
+    Raises UserError if `out` is a folder or cannot be written, or if an image is missing or has changed.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder", "name an HTML file")
+    template = _template()
+    text = template.render(**_content(found, out, budget))
+    with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def _template() -> jinja2.Template:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError(f"the page needs jinja2 ({one_line(error)})", install("eval")) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=number)
+    environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
+    return environment.get_template("page.html")
+
+
+def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
+    info = found.arms[0].info
+    chosen = _spaced(info.n, MOST_ROWS)
+    per_image = [column for column in found.columns if column.kind == "image"]
+    pictures = _pictures(found.arms, chosen, out, budget)
+    rows = [_row(found, per_image, row, pictures[at]) for at, row in enumerate(chosen)]
+    embedded = sum(all(one.is_embedded for one in each) for each in pictures)
+    percent = f"{info.level:.0%}"
+    return {
+        "protocol": found.protocol,
+        "info": info,
+        "percent": percent,
+        "arms": found.arms,
+        "columns": [_column(found, column) for column in found.columns],
+        "differences": [one for column in found.columns for one in _differences(found, column)],
+        "rows": rows,
+        "shown": len(rows),
+        "embedded": embedded,
+        "linked": len(rows) - embedded,
+        "facts": _facts(found.arms),
+        "identities": _yaml({m.name: m.identity for arm in found.arms for m in arm.info.metrics}),
+        "tree": _yaml(info.protocol.tree),
+        "bibtex": bibtex(found),
+        "data": {
+            "arms": [arm.name for arm in found.arms],
+            "rows": [_data(row, pictures[at]) for at, row in enumerate(rows)],
+        },
+    }
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """At most so many of the first `count` numbers, evenly spaced."""
+    if count <= most:
+        return list(range(count))
+    return [at * count // most for at in range(most)]
+
+
+def _column(found: Comparison, column: ComparedColumn) -> dict[str, Any]:
+    from uhr.models.metrics.base import column_name
+
+    return {
+        "name": column.name,
+        "own": column_name(column.metric),
+        "metric": column.metric,
+        "short": column.metric.partition("/")[0],
+        "meaning": column.meaning,
+        "arrow": ARROWS[column.better],
+        "per_image": column.kind == "image",
+        "values": ["–" if value is None else with_interval(value) for value in column.values],
+    }
+
+
+def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:
+    """The rows of a column in the table of differences, with the geometry of their plots."""
+    known = [
+        (arm, each) for arm, each in zip(found.arms, column.differences, strict=True) if each is not None
+    ]
+    ends = [abs(end) for _, each in known for end in (each.value, each.low, each.high) if end is not None]
+    widest = max(ends, default=0.0) or 1.0
+    # better is to the right, whatever the direction of the metric
+    sign = -1 if column.better == "lower" else 1
+    rows = []
+    for arm, each in known:
+        place = {name: _place(end, sign, widest) for name, end in (("low", each.low), ("high", each.high))}
+        wins = each.wins if sign > 0 else 1 - each.wins
+        rows.append(
+            {
+                "metric": column.metric,
+                "arrow": ARROWS[column.better],
+                "arm": arm.name,
+                "value": f"{each.value:+.4g}",
+                "interval": _interval(each),
+                "dot": _place(each.value, sign, widest),
+                **place,
+                "clear": each.clear,
+                "verdict": "neither"
+                if not each.clear or column.better is None
+                else ("better" if sign * each.value > 0 else "worse"),
+                "wins": "–" if column.better is None else f"{100 * wins:.0f} %",
+            }
+        )
+    return rows
+
+
+def _place(value: float | None, sign: int, widest: float) -> float | None:
+    return None if value is None else round(100 + PLOT * sign * value / widest, 2)
+
+
+def _interval(each: Difference) -> str:
+    return "–" if each.low is None or each.high is None else f"[{each.low:+.4g}, {each.high:+.4g}]"
+
+
+def _pictures(arms: Sequence[Arm], rows: Sequence[int], out: Path, budget: int) -> list[list[_Picture]]:
+    """The images of each row, one per arm."""
+    made: list[list[_Picture]] = []
+    with progress("page", len(rows), "rows") as advance, ThreadPoolExecutor(AT_ONCE) as pool:
+        for row in rows:
+            read = list(pool.map(lambda arm, at=row: _read(arm, at), arms))
+            full = [_jpeg(pixels) for pixels, _ in read] if budget > 0 else []
+            fits = 0 < sum(map(len, full)) <= budget
+            # once a row does not fit, no later one is tried: encoding takes longer than decoding
+            budget = budget - sum(map(len, full)) if fits else 0
+            made.append(
+                [
+                    _picture(pixels, file, full[at] if fits else None, out)
+                    for at, (pixels, file) in enumerate(read)
+                ]
+            )
+            advance()
+    return made
+
+
+def _read(arm: Arm, row: int) -> tuple[np.ndarray, Path]:
+    """The pixels of an image that was scored. Raises UserError if it is missing or has changed."""
+    file = image_file(arm, row)
+    pixels, sha256, _ = ImageRef(str(file), str(file)).pixels()
+    if sha256 != arm.scores["sha256"][row].as_py():
+        raise UserError(
+            f"{file} has changed since it was scored", "score the images again with `uhr eval run`"
+        )
+    return pixels, file
+
+
+def _picture(pixels: np.ndarray, file: Path, full: bytes | None, out: Path) -> _Picture:
+    from uhr.pixels.decode import jpeg_preview
+
+    data, width, height = jpeg_preview(pixels, THUMBNAIL, 85)
+    return _Picture(
+        _uri(data),
+        (pixels.shape[1], pixels.shape[0]),
+        (width, height),
+        _uri(full) if full is not None else _link(file, out),
+        full is not None,
+        str(file),
+    )
+
+
+def _uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _link(file: Path, out: Path) -> str:
+    """The URL of a file, relative to the folder of the page."""
+    relative = os.path.relpath(file.absolute(), out.absolute().parent)
+    return urllib.parse.quote(os.fsencode(relative))
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    """A full image, without chroma subsampling: 4:2:0 would halve the resolution of colour."""
+    import cv2
+    import numpy as np
+
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), options)
+    assert done, "OpenCV encodes every uint8 image"
+    return data.tobytes()
+
+
+def _row(
+    found: Comparison, columns: Sequence[ComparedColumn], row: int, pictures: Sequence[_Picture]
+) -> dict[str, Any]:
+    first = found.arms[0].scores
+    scores = [{column.name: _score(arm, column.name, row) for column in columns} for arm in found.arms]
+    texts = [{name: precise(value) for name, value in each.items()} for each in scores]
+    return {
+        "name": first["name"][row].as_py(),
+        "prompt": first["prompt"][row].as_py(),
+        "images": [
+            {
+                "thumbnail": picture.thumbnail,
+                "width": picture.thumbnail_size[0],
+                "height": picture.thumbnail_size[1],
+                "scores": text,
+            }
+            for picture, text in zip(pictures, texts, strict=True)
+        ],
+        "apart": {
+            str(at): _apart([each[column.name] for each in scores])
+            for at, column in enumerate(found.columns)
+            if column.kind == "image"
+        },
+        "labels": [
+            " · ".join(f"{column.metric.partition('/')[0]} {text[column.name]}" for column in columns)
+            for text in texts
+        ],
+    }
+
+
+def _apart(values: Sequence[float | None]) -> float | None:
+    """How far apart the values of a row are."""
+    known = [value for value in values if value is not None]
+    return max(known) - min(known) if len(known) > 1 else None
+
+
+def _score(arm: Arm, name: str, row: int) -> float | None:
+    return arm.scores[name][row].as_py() if arm.column(name) is not None else None
+
+
+def _data(row: Mapping[str, Any], pictures: Sequence[_Picture]) -> dict[str, Any]:
+    """A row for the viewer."""
+    return {
+        "name": row["name"],
+        "prompt": row["prompt"],
+        "apart": row["apart"],
+        "images": [
+            {
+                "source": one.source,
+                "file": one.file,
+                "width": one.size[0],
+                "height": one.size[1],
+                "scores": label,
+            }
+            for one, label in zip(pictures, row["labels"], strict=True)
+        ],
+    }
+
+
+def _facts(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
+    """Where the images of each arm come from, and what is missing."""
+    infos = [arm.info for arm in arms]
+    return [
+        ("images", [str(info.images) for info in infos]),
+        ("sampler", [_made(info, "sampler") for info in infos]),
+        ("model", [_made(info, "model") for info in infos]),
+        ("adapters", [_adapters(info) for info in infos]),
+        ("options", [_made(info, "options") for info in infos]),
+        ("missing metrics", ["; ".join(grouped(info.missing)) or "none" for info in infos]),
+        ("overlap with training", [describe(info.overlap) for info in infos]),
+        ("scored", [f"{info.created[:16].replace('T', ' ')} UTC, uhr {info.uhr}" for info in infos]),
+    ]
+
+
+def _made(info: ResultInfo, name: str) -> str:
+    if info.made is None:
+        return "not recorded"
+    value = info.made["request"].get(name)
+    return ", ".join(f"{k}={v}" for k, v in value.items()) or "–" if isinstance(value, dict) else str(value)
+
+
+def _adapters(info: ResultInfo) -> str:
+    adapters = [] if info.made is None else info.made["request"]["adapters"]
+    return ", ".join(f"{each['name']}={each['scale']:g}" for each in adapters) or "none"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
