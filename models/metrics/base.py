@@ -68,13 +68,15 @@ class Value:
 class About:
     """What `metrics list` says about a metric.
 
-    weights: each option that names weights, with what they are and where they are published.
+    weights: each option without which there are no weights, with what they are and where they are published.
+    optional: the same for options that may be left out.
     """
 
     measures: str
     licence: str
     source: str
     weights: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
 
 
 class MetricClass(Protocol):
@@ -172,6 +174,12 @@ def column_name(name: str) -> str:
     return re.sub(r"\W+", "_", name.replace("+", "_plus")).strip("_").lower()
 
 
+def label(weights: str | Path) -> str:
+    """Return what names weights in a metric's name: the last part of a path or hub id, without its suffix."""
+    text = str(weights).rstrip("/").rpartition("/")[2].partition("@")[0]
+    return re.sub(r"\.(pt|pth|bin|safetensors)$", "", text)
+
+
 def check_image(image: Any, what: str = "an image") -> np.ndarray:
     """Return the image as an array if it is uint8 [H, W, 3]. Raises ValueError for anything else."""
     import numpy as np
@@ -210,14 +218,14 @@ def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
     return image, reference
 
 
-def versions(*packages: str) -> dict[str, str | None]:
-    """Return the installed version of each package, for an identity; None if it has another name here."""
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package, for an identity; "unknown" if it has another name here."""
     import importlib.metadata
 
-    found: dict[str, str | None] = {}
+    found: dict[str, str] = {}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
+            found[package] = "unknown"
     return found

@@ -22,35 +22,29 @@ from uhr.models.metrics.base import (
 class PerImage:
     """A metric that scores one image after the other: an `ImageMetric` without its `values`.
 
-    name: the full name. range: of its values. parts: a suffix for each column, with what it adds to the
-    meaning; by default there is one column without a suffix. weights: SHA-256 of what was loaded, by name.
-    packages: what the values depend on besides.
+    name: the full name. range: of its values. columns: each column's name, with what it adds to the meaning;
+    by default there is one, named after the metric. weights: SHA-256 of what was loaded, by name. packages:
+    what the values depend on besides.
     """
 
     about: ClassVar[About]
     needs: frozenset[Need] = frozenset()
-    better: ClassVar[Better | None] = "higher"
+    better: Better | None = "higher"
     mean: ClassVar[Literal["arithmetic", "harmonic"]] = "arithmetic"
 
     def __init__(
         self,
         name: str,
         range: str = "",
-        parts: Mapping[str, str] | None = None,
-        weights: Mapping[str, str | None] | None = None,
+        columns: Mapping[str, str] | None = None,
+        weights: Mapping[str, Any] | None = None,
         packages: Sequence[str] = (),
     ) -> None:
         self.name = name
         self._weights, self._packages = dict(weights or {}), tuple(packages)
         self.columns = tuple(
-            ScoreColumn(
-                "_".join(filter(None, (column_name(name), suffix))),
-                self.better,
-                self.about.measures + meaning,
-                range,
-                self.mean,
-            )
-            for suffix, meaning in (parts or {"": ""}).items()
+            ScoreColumn(column, self.better, self.about.measures + meaning, range, self.mean)
+            for column, meaning in (columns or {column_name(name): ""}).items()
         )
 
     def identity(self) -> dict[str, Any]:

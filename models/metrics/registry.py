@@ -12,24 +12,34 @@ from uhr.models.metrics.base import ImageMetric, MetricClass, SetMetric
 _HERE = "uhr.models.metrics"
 
 NAMES: Mapping[str, str] = {
-    "fid": f"{_HERE}.distribution:Fid",
-    "kid": f"{_HERE}.distribution:Kid",
-    "inception-score": f"{_HERE}.distribution:InceptionScore",
-    "patch-fid": f"{_HERE}.distribution:PatchFid",
-    "patch-kid": f"{_HERE}.distribution:PatchKid",
-    "patch-inception-score": f"{_HERE}.distribution:PatchInceptionScore",
-    "random-frechet": f"{_HERE}.distribution:RandomFrechet",
-    "random-kernel": f"{_HERE}.distribution:RandomKernel",
+    "fid": f"{_HERE}.sets.distribution:Fid",
+    "kid": f"{_HERE}.sets.distribution:Kid",
+    "inception-score": f"{_HERE}.sets.distribution:InceptionScore",
+    "patch-fid": f"{_HERE}.sets.distribution:PatchFid",
+    "patch-kid": f"{_HERE}.sets.distribution:PatchKid",
+    "patch-inception-score": f"{_HERE}.sets.distribution:PatchInceptionScore",
+    "random-frechet": f"{_HERE}.sets.distribution:RandomFrechet",
+    "random-kernel": f"{_HERE}.sets.distribution:RandomKernel",
+    "clip-score": f"{_HERE}.text_image:ClipScore",
+    "pick-score": f"{_HERE}.text_image:PickScore",
+    "hps-v2.1": f"{_HERE}.text_image:HpsV21",
+    "image-reward": f"{_HERE}.text_image:ImageRewardScore",
+    "pyiqa": f"{_HERE}.no_reference:PyiqaQuality",
+    "q-align": f"{_HERE}.no_reference:QAlignScore",
+    "artimuse": f"{_HERE}.no_reference:Artimuse",
+    "laion-aesthetics": f"{_HERE}.no_reference:LaionAesthetics",
     "psnr": f"{_HERE}.reconstruction:Psnr",
     "ssim": f"{_HERE}.reconstruction:Ssim",
     "lpips": f"{_HERE}.reconstruction:Lpips",
     "glcm": f"{_HERE}.texture:GlcmScore",
     "compression-ratio": f"{_HERE}.texture:CompressionRatio",
+    "command": f"{_HERE}.external:Command",
+    "function": f"{_HERE}.external:Function",
 }
 """Name in a protocol -> import path. A metric is imported when it is first used."""
 
 
-def metric(name: str, device: str = "cpu", **options: Any) -> ImageMetric | SetMetric:
+def metric(name: str, /, device: str = "cpu", **options: Any) -> ImageMetric | SetMetric:
     """Make a metric.
 
     Args:
@@ -73,6 +83,7 @@ def describe(name: str) -> dict[str, Any]:
         "licence": cls.about.licence,
         "source": cls.about.source,
         "weights": dict(cls.about.weights),
+        "optional": dict(cls.about.optional),
         "options": {
             key: None if field.is_required() else field.get_default(call_default_factory=True)
             for key, field in cls.Options.model_fields.items()

@@ -47,7 +47,8 @@ def bilinear(image: np.ndarray) -> np.ndarray:
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
     """Resize the shorter side to `side` and crop the centre, as Diffusion-4K's `generate_and_eval_fid.py`
-    does before its FID: torch's antialiased bilinear filter on uint8. Returns uint8 [side, side, 3].
+    does before its FID: torchvision's antialiased bilinear filter for tensors, rounded. Returns uint8
+    [side, side, 3].
     """
     import numpy as np
     import torch
@@ -56,10 +57,11 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
     height, width = image.shape[:2]
     shorter = min(height, width)
     if shorter != side:
-        # torchvision rounds the longer side down
-        size = (int(side * height / shorter), int(side * width / shorter))
-        size = (side, size[1]) if height == shorter else (size[0], side)
-        planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+        # torchvision rounds the longer side down, and computes in float32
+        longer = int(side * max(height, width) / shorter)
+        size = (side, longer) if height == shorter else (longer, side)
+        resized = torch.nn.functional.interpolate(planes.float(), size, mode="bilinear", antialias=True)
+        planes = resized.round().to(torch.uint8)
     height, width = planes.shape[2:]
     # torchvision's centre crop rounds half to even
     top, left = round((height - side) / 2), round((width - side) / 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from uhr.base.errors import UserError, install, one_line
 from uhr.models.scores.images import View, as_pil
@@ -39,6 +39,8 @@ class ClipModel:
         self._model, self._dtype, self._tokenizer = model, dtype, tokenizer
         self._transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
         self._device = next(model.parameters()).device
+        self._side = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
+        self._mean, self._std = preprocess.mean, preprocess.std
         self.view = _view(preprocess.size, preprocess.resize_mode, preprocess.interpolation)
         self.weights_hash = weights_hash
 
@@ -49,7 +51,7 @@ class ClipModel:
         device: str = "cpu",
         dtype: Dtype = "float32",
         architecture: str | None = None,
-    ) -> ClipModel:
+    ) -> Self:
         """Load a model from a folder as open_clip publishes them, or from a file of weights.
 
         Args:

@@ -75,7 +75,7 @@ def test_the_python_of_the_documents_runs(documents, here, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "datasets")
     blocks = [block for block in documents.blocks("python") if not block.is_file]
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     found: dict = {}
     for block in blocks:
         exec(compile(block.text, str(block.document), "exec"), found)

@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.models.metrics import distances
+from uhr.models.metrics.sets import distances
 
 from .test_features import made
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.models.metrics import distances
 from uhr.models.metrics.features import Features
-from uhr.models.metrics.random_features import RandomExtractor
 from uhr.models.metrics.registry import metric
+from uhr.models.metrics.sets import distances
+from uhr.models.metrics.sets.random_features import RandomExtractor
 
 
 def made(rows: np.ndarray, first: int = 0, identity=None) -> Features:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from uhr.base.config import Config
-from uhr.models.metrics import distances
 from uhr.models.metrics.base import About, Extractor, Need, ScoreColumn, Value, column_name
 from uhr.models.metrics.features import Features
-from uhr.models.metrics.inception import HOW, InceptionExtractor, load_network
-from uhr.models.metrics.random_features import RandomExtractor
 from uhr.models.metrics.resizing import rule
+from uhr.models.metrics.sets import distances
+from uhr.models.metrics.sets.inception import HOW, InceptionExtractor, load_network
+from uhr.models.metrics.sets.random_features import RandomExtractor
 
 _REFERENCE: frozenset[Need] = frozenset({"reference"})
 

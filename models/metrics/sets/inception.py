@@ -70,7 +70,8 @@ class InceptionNetwork:
 
 @functools.lru_cache(maxsize=2)
 def load_network(weights: str | None, device: str = "cpu") -> InceptionNetwork:
-    """Load the network from one of the files of `SOURCES`, which several metrics then share.
+    """Load the network from one of the files of `SOURCES`, which several metrics then share. TorchScript is a
+    program: name only a file from a source that you trust.
 
     Raises UserError, which says where the files are published, if there is none or it is of another network.
     """
@@ -97,10 +98,15 @@ def _is_script(path: Path) -> bool:
 
 
 def _script(path: Path) -> tuple[Any, torch.Tensor]:
+    import warnings
+
     import torch
 
     try:
-        network = torch.jit.load(str(path), map_location="cpu").eval()
+        with warnings.catch_warnings():
+            # newer versions of torch announce that they will no longer load it
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(str(path), map_location="cpu").eval()
         return network.layers, network.output.weight.detach().float()
     except (RuntimeError, AttributeError) as error:
         what = f"the TorchScript {path} is not FID's Inception network ({one_line(error)[:120]})"
