@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -336,11 +337,17 @@ def forget(
 
 @app.command()
 def lineage(path: Folder, as_json: Json = False) -> None:
-    """Show the chain of manifests that this one was made from."""
+    """Show the chain of manifests that this one was made from: configuration, weights, versions, licences."""
     from uhr.manifests.lineage import lineage as walk
+    from uhr.manifests.manifest import Manifest
     from uhr.manifests.show import print_lineage
+    from uhr.manifests.stats import licences
 
-    console.emit(walk(path), as_json, print_lineage)
+    chain = walk(path)
+    # of this manifest: the rows of its parents may be others. A slice by reference has them from its parent
+    with contextlib.suppress(UserError):
+        chain[0]["licences"] = licences(Manifest.open(path))
+    console.emit(chain, as_json, print_lineage)
 
 
 @app.command()

@@ -204,6 +204,8 @@ def read_info(path: Path) -> ManifestInfo:
             raise UserError(f"{path} contains an unfinished run", "repeat the same command: it resumes")
         if (path / "samples").is_dir():
             raise UserError(f"{path} contains an unfinished manifest", "repeat the command that writes it")
+        if path.is_file():
+            raise UserError(f"{path} is a file, and no manifest", "name the folder that has manifest.json")
         raise UserError(
             f"{path} contains no {FILE}",
             "name the folder that `uhr curate run` or `uhr manifest slice` wrote",

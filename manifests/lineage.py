@@ -11,6 +11,9 @@ from uhr.base.paths import in_store, text_path
 from uhr.manifests import places
 from uhr.manifests.info import UNFINISHED, ManifestInfo, Parent
 
+CONFIGURATION = ("stages", "rules", "weights", "files", "versions")
+"""What a link has of a manifest's configuration. A slice has that of its parent."""
+
 
 def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
     """Find the parent at its recorded path or address, or next to the child under its name; None if it is at
@@ -32,7 +35,8 @@ def _has_id(place: Path | str, id_: str) -> bool:
 
 
 def lineage(path: Path | str) -> list[dict[str, Any]]:
-    """Return the manifest at `path`, then its parents, depth first: depth, role, id, path, operation of each.
+    """Return the manifest at `path`, then its parents, depth first: depth, role, id, path, operation of each,
+    and what its values come from: source, stages, rules, hashes of weights and files, versions.
 
     A parent that is not found has `found` false, and only what its child records of it.
     """
@@ -50,6 +54,8 @@ def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterat
         "uhr": info.uhr,
         "rows": info.counts["rows"],
         "operation": info.operation,
+        "source": info.root if info.origin is None else info.origin,
+        **{name: info.model_dump(mode="json")[name] for name in CONFIGURATION},
     }
     for parent in info.parents:
         place = None if parent.role == UNFINISHED else find_parent(path, parent)

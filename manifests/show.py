@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import counted, say, shown, table, warn
@@ -79,19 +79,50 @@ def print_verify_result(verdict: VerifyResult) -> None:
         say()
     for note in verdict.notes:
         say(shown(f"note: {note}"))
-    state = f"{len(verdict.faults)} faults" if verdict.faults else "sound"
+    state = counted(len(verdict.faults), "fault") if verdict.faults else "sound"
     say(shown(f"{verdict.path}: {state}; {verdict.rows} rows; checked {', '.join(verdict.checks)}"))
 
 
 def print_lineage(chain: list[dict[str, Any]]) -> None:
-    """Print one line per manifest, a parent indented below its child."""
-    for link in chain:
-        lead = "  " * link["depth"] + (f"{link['role']} " if link["role"] else "")
-        if link["found"]:
-            what = f"{link['path']}: {link['rows']} rows, {summary(link['operation'])}"
-        else:
-            what = f"{why_absent(link)} (was at {link['path']})"
+    """Print the manifests, a parent indented below its child, each with what its parent does not have too."""
+    for number, link in enumerate(chain):
+        indent = "  " * link["depth"]
+        lead = indent + (f"{link['role']} " if link["role"] else "")
+        if not link["found"]:
+            say(shown(f"{lead}{link['id'][:16]}  {why_absent(link)} (was at {link['path']})"))
+            continue
+        what = f"{link['path']}: {counted(link['rows'], 'row')}, {summary(link['operation'])}"
         say(shown(f"{lead}{link['id'][:16]}  {what}"))
+        parent = chain[number + 1] if number + 1 < len(chain) else {}
+        parent = parent if parent.get("depth") == link["depth"] + 1 else {}
+        for name, text in _configuration(link).items():
+            if text and text != _configuration(parent).get(name):
+                say(shown(f"{indent}    {name}: {text}"))
+
+
+def _configuration(link: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a link of a lineage has, as texts by name; empty where it has none."""
+    if not link.get("found"):
+        return {}
+    source = link["source"]
+    if not isinstance(source, str):
+        source = " ".join(str(source[key]) for key in ("kind", "path") if key in source)
+    stages = [
+        f"{s['name']} {s['version']}" if s["state"] == "ran" else f"{s['name']} skipped"
+        for s in link["stages"]
+    ]
+    rules = [f"{r['name']} ({r['where']})" for r in link["rules"] if r["state"] == "evaluated"]
+    hashes = link["weights"] | link["files"]
+    licences = [f"{each['license'] or 'none stated'} {each['rows']:,}" for each in link.get("licences", ())]
+    return {
+        "source": source,
+        "stages": ", ".join(stages),
+        "rules": ", ".join(rules),
+        "weights and files": ", ".join(f"{name} {hash_[:16]}" for name, hash_ in hashes.items()),
+        "versions": ", ".join([f"uhr {link['uhr']}", *(f"{n} {v}" for n, v in link["versions"].items())]),
+        "made": link["created"],
+        "licences": ", ".join(licences),
+    }
 
 
 def print_export(result: ExportResult) -> None:

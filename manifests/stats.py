@@ -68,6 +68,13 @@ def compute(manifest: Manifest) -> Stats:
         )
 
 
+def licences(manifest: Manifest) -> list[dict[str, Any]]:
+    """Count the rows of each licence, as their sources state it, most frequent first; None is without one."""
+    with manifest.connect() as connection:
+        query = "SELECT license, count(*) AS rows FROM samples GROUP BY license ORDER BY rows DESC, license"
+        return connection.sql(query).to_arrow_table().to_pylist()
+
+
 def numeric_columns(schema: pa.Schema) -> list[str]:
     """Return the names of the numeric columns."""
     kinds = (pa.types.is_integer, pa.types.is_floating)

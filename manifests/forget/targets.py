@@ -105,6 +105,14 @@ def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
     except duckdb.Error as error:
         raise condition.error_from(error) from None
     if not found.ids:
+        parents = _opened(
+            link["path"] for link in reversed(lineage(places.place_of(manifest.path))) if link["found"]
+        )
+        if left := remaining(request, found, parents):
+            raise UserError(
+                f"{manifest.name} has no such sample, and {left[0].path} has {left[0].rows:,}",
+                f"forget them there: {left[0].command}",
+            )
         raise UserError(f"{manifest.name} has no such sample", "see 'uhr manifest history' for its ids")
     if missing := sorted(set(request.ids or ()).difference(found.ids)):
         raise UserError(
@@ -112,6 +120,10 @@ def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
             "correct the id, or leave it out",
         )
     return found
+
+
+def _opened(places_: Iterable[str]) -> list[Manifest]:
+    return [Manifest.open(place if in_store(place) else text_path(place)) for place in places_]
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, manifest: Manifest, condition: str) -> list[dict[str, Any]]:

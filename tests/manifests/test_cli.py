@@ -1,4 +1,6 @@
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,16 @@ def test_lineage_prints_the_chain_and_names_lost_parents(
     code, out, _ = run("lineage", tmp_path / "b")
     lines = out.splitlines()
     assert code == 0
+    details = [
+        line.strip() for line in lines if re.match(r" +(source|stages|rules|versions|made|lic\w+): ", line)
+    ]
+    lines = [line for line in lines if line.strip() not in details]
     assert len(lines) == 3
+    rows = Manifest.open(tmp_path / "b").table(["license"])["license"].to_pylist()
+    counts = sorted(Counter(rows).items(), key=lambda one: (-one[1], one[0]))
+    assert details.count(f"licences: {', '.join(f'{name} {count}' for name, count in counts)}") == 1
+    assert details.count("stages: entropy 1") == details.count("rules: entropy (entropy >= 4)") == 1
+    assert f"source: {manifest.root}" in details
     assert "sample 5" in lines[0]
     assert "seed 3" in lines[0]
     assert "where entropy >= 5" in lines[1]

@@ -352,6 +352,15 @@ def test_other_rows_of_an_author_in_parents_are_named_with_the_command_that_forg
         assert set(authors) <= {"A"}, name
 
 
+def test_an_author_that_only_parents_have_is_no_dead_end(chain: dict[str, Manifest], tmp_path: Path) -> None:
+    made = slice_manifest(chain["stored"], tmp_path / "few", SliceOptions(where="author = 'A'"))
+    says = (
+        rf"few has no such sample, and {tmp_path}/set has 6: .*uhr manifest forget {tmp_path}/set --author B"
+    )
+    with pytest.raises(UserError, match=says):
+        job.forget(made.path, ForgetRequest(author="B"))
+
+
 def test_caches_of_this_machine_are_listed(
     s3: Any,
     make: Make,
