@@ -15,8 +15,10 @@ from uhr.pixels.types import Header, PixelFault
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from uhr.curate.measures.gray_pass import GrayMeasures
+    from uhr.models.scores.images import View
 
 
 class Frame:
@@ -114,6 +116,15 @@ class Frame:
     def preview(self, long_side: int = 320) -> tuple[bytes, int, int]:
         """Return a small upright sRGB JPEG for reports: its bytes, width and height in px."""
         return jpeg_preview(self.decoded.rgb(long_side=long_side), long_side)
+
+    def view(self, view: View) -> torch.Tensor:
+        """Return what a model looks at, uint8 [H, W, 3]: `view.of(rgb)`, without a copy of the whole image
+        where its channels are only in another order.
+        """
+        bgr = None if "rgb" in self.__dict__ else self.decoded.plain_bgr()
+        if bgr is None or not bgr.flags.c_contiguous:
+            return view.of(self.rgb)
+        return view.of(bgr).flip(-1)
 
     def check_unchanged(self) -> None:
         """Raise PixelFault("changed") if the file is not the listed version any more."""

@@ -15,6 +15,9 @@ from uhr.pixels.types import Header
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+    from uhr.models.scores.images import View
 
 
 class PatchFrame(Frame):
@@ -58,6 +61,9 @@ class PatchFrame(Frame):
 
     def preview(self, long_side: int = 320) -> tuple[bytes, int, int]:
         return jpeg_preview(self.rgb, long_side)
+
+    def view(self, view: View) -> torch.Tensor:
+        return view.of(self.rgb)
 
     def check_unchanged(self) -> None:
         self.whole.check_unchanged()

@@ -422,7 +422,7 @@ class _UnitRun:
             try:
                 self._images.check_content(index, frame)
                 with self.rows.timed(VIEWS):
-                    views = {key: view.of(frame.rgb) for key, view in self._views.items()}
+                    views = {key: frame.view(view) for key, view in self._views.items()}
                 frame.check_unchanged()
                 self._block.add(index, views)
             except Outdated:

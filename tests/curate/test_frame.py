@@ -8,6 +8,7 @@ from PIL import Image
 
 from uhr.curate.frame import Frame
 from uhr.manifests.sources.blobs import LocalBlob
+from uhr.pixels.decode import fit
 from uhr.pixels.types import PixelFault
 
 
@@ -57,6 +58,38 @@ def test_the_preview_shows_the_upright_image(path) -> None:
     expected = np.asarray(Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.BOX), int)
     assert (width, height) == (133, 200)
     assert np.abs(shown - expected).mean() < 4
+
+
+@pytest.mark.parametrize("of", ["a photograph", "turned", "gray", "with alpha", "in a wide gamut", "CMYK"])
+def test_a_view_is_that_of_the_displayed_image_to_the_bit(of: str, forge, tmp_path) -> None:
+    from uhr.models.scores.images import View
+
+    image = forge.image(300, 200, "RGBA" if of == "with alpha" else "RGB", seed=3)
+    image = image.convert({"gray": "L", "CMYK": "CMYK"}.get(of, image.mode))
+    settings = {"icc_profile": forge.wide_gamut_profile()} if of == "in a wide gamut" else {}
+    data = forge.encode(
+        image, "PNG" if of == "with alpha" else "JPEG", 6 if of == "turned" else 1, **settings
+    )
+    (tmp_path / "a").write_bytes(data)
+    for view in (View(shortest=64), View(longest=120, filter="bilinear"), View()):
+        found = Frame("a", LocalBlob(str(tmp_path / "a")), {}).view(view)
+        expected = view.of(Frame("a", LocalBlob(str(tmp_path / "a")), {}).rgb)
+        assert found.is_contiguous()
+        assert found.equal(expected)
+
+
+@pytest.mark.parametrize(("width", "height", "most", "on_average"), [(960, 540, 2, 1), (1024, 540, 12, 2)])
+def test_a_preview_of_many_pixels_is_close_to_their_area_average(
+    width: int, height: int, most: int, on_average: int
+) -> None:
+    import cv2
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    shrunk = fit(pixels, 80)
+    expected = cv2.resize(pixels, shrunk.shape[1::-1], interpolation=cv2.INTER_AREA)
+    difference = np.abs(shrunk.astype(int) - expected)
+    assert difference.max() <= most
+    assert difference.mean() <= on_average
 
 
 def test_a_fault_is_found_again(tmp_path) -> None:
