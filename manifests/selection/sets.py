@@ -56,7 +56,7 @@ def union(
     manifests: Sequence[Manifest],
     out: Path | str,
     prefer: str | None = None,
-    advance: Advance = lambda n=1, note=None: None,
+    advance: Advance = lambda n=1, note=None, total=None: None,
 ) -> Manifest:
     """Write the rows of all manifests to `out`, each sample id once, with the columns of all.
 
@@ -64,6 +64,8 @@ def union(
 
     Args:
         prefer: "first" takes what the first manifest says where manifests disagree about a row or a rule.
+        advance: `advance(n, total=rows)` is called for n rows that are written; first with 0, when their
+            number is known.
 
     Raises UserError if the type of a column differs between manifests, or a value or a rule without `prefer`;
     if their rows are of different sources; and as `places.output` does.
@@ -79,6 +81,7 @@ def union(
             for a, b in itertools.combinations(range(len(manifests)), 2):
                 _check_agreement(connection, (names[a], manifests[a]), (names[b], manifests[b]))
         order = _living(_order(connection, names), manifests, _tombstones(manifests))
+    advance(0, total=order.rows)
     with places.output(out) as folder:
         provenance = Provenance.derived(
             first,

@@ -81,8 +81,10 @@ def test_rows_that_disagree_are_named_or_the_first_is_preferred(
     assert "license, width" in line or "width, license" in line
     assert not (tmp_path / "u").exists()
     assert main([*call, "--prefer", "first", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
     assert answer["counts"]["rows"] == 3
+    assert "union: 3/3 rows" in printed.err, "6 rows were read"
     assert Manifest.open(tmp_path / "u").table().equals(a.table())
     assert main([*call, "--prefer", "first"]) == 0
     assert "is already finished" in capsys.readouterr().out
