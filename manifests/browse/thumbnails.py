@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from uhr.base import parquet
 from uhr.base.paths import path_text
@@ -61,7 +62,7 @@ class Previews:
             numbers.append(np.repeat(np.arange(len(places), len(places) + len(rows), dtype=np.int32), rows))
             places += [_Place(number, group) for group in range(len(rows))]
         all_keys = np.concatenate(keys) if keys else np.empty(0, np.uint64)
-        order = np.argsort(all_keys, kind="stable")
+        order = np.argsort(all_keys)
         return all_keys[order], np.concatenate(numbers)[order] if numbers else np.empty(0, np.int32), places
 
     def find(self, sample_id: str) -> bytes | None:
@@ -87,9 +88,33 @@ class Previews:
         return rows
 
 
+_DIGITS = 32
+"""Length of a sample id, in hex digits."""
+
+
 def _keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """The first 64 bits of sample ids, which have 32 hex digits, as uint64 [rows]."""
-    return np.array([int(text[:16], 16) for text in ids.to_pylist()], np.uint64)
+    """The first 64 bits of sample ids as uint64 [rows]; 0 for what has another length than an id."""
+    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    return np.concatenate([np.empty(0, np.uint64), *map(_keys_of_chunk, chunks)])
+
+
+def _keys_of_chunk(ids: pa.Array) -> np.ndarray:
+    keys = np.zeros(len(ids), np.uint64)
+    proper = pc.call_function("equal", [pc.call_function("binary_length", [ids]), pa.scalar(_DIGITS)])
+    texts = ids.filter(proper).cast(pa.binary()).cast(pa.binary(_DIGITS))
+    digits = np.frombuffer(texts.buffers()[1], ">u8").reshape(-1, _DIGITS // 8)[texts.offset :]
+    high, low = (_value(digits[: len(texts), word].astype(np.uint64)) for word in (0, 1))
+    keys[np.asarray(proper.fill_null(False))] = (high << 32) | low
+    return keys
+
+
+def _value(digits: np.ndarray) -> np.ndarray:
+    """The numbers below 2^32 that eight hex digits in lower case stand for, one in each byte of a uint64."""
+    # "0" to "9" are 0x30 to 0x39, "a" to "f" 0x61 to 0x66
+    digits = (digits & 0x0F0F0F0F0F0F0F0F) + 9 * ((digits >> 6) & 0x0101010101010101)
+    digits = (digits | (digits >> 4)) & 0x00FF00FF00FF00FF
+    digits = (digits | (digits >> 8)) & 0x0000FFFF0000FFFF
+    return (digits | (digits >> 16)) & 0x00000000FFFFFFFF
 
 
 class Renderer:
