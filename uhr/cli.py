@@ -23,6 +23,7 @@ from uhr.curate.cli import app as curate
 from uhr.demo.run import demo
 from uhr.doctor import doctor
 from uhr.fetch import fetch
+from uhr.lora.command import lora
 from uhr.manifests import cli as manifests
 from uhr.models.cli import app as models
 from uhr.sample.command import app as sample
@@ -42,6 +43,8 @@ app.add_typer(curate, name="curate")
 app.add_typer(manifests.app, name="manifest")
 app.add_typer(models, name="models")
 app.add_typer(sample, name="sample")
+# it joins curation and training, which do not know each other
+train.command("lora")(lora)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="eval")
 

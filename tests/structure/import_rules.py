@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 """What a package may import besides itself and `uhr`, which has the version."""
 
-COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.fetch", "uhr.sample")
+COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.fetch", "uhr.lora", "uhr.sample")
 """These may import everything, and nothing else may import them."""
 
 LADDERS = {

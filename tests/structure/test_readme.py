@@ -70,7 +70,7 @@ def test_the_table_of_gpus_has_the_sizes_that_people_have():
 def test_the_plan_that_is_shown_is_what_its_command_prints(documents, capsys):
     from uhr.cli import main
 
-    (command,) = documents.block("bash", "--plan").text.splitlines()
+    (command,) = documents.block("bash", "uhr sample ultragen --model flux1-dev").text.splitlines()
     (shown,) = [block for block in documents.blocks("text") if block.name == "plan"]
     assert main(shlex.split(command)[1:]) == 0
     # the width of the terminal decides where lines are broken

@@ -1,0 +1,149 @@
+"""The steps of `uhr train lora`, each an existing command, and what a step leaves to the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+from uhr.base.config import apply_sets
+from uhr.base.console import command, say, shown
+from uhr.base.errors import UserError
+from uhr.base.files import atomic
+from uhr.base.formatting import gibibytes
+from uhr.lora import choices
+from uhr.lora.captions import validation_prompts
+from uhr.lora.record import ADAPTER, ENCODED, RECIPE, RUN, SET, LoraFolder, LoraRecord
+from uhr.models.publish.export import WEIGHTS
+from uhr.train.encode.config import EncodeConfig
+
+Main = Callable[[list[str]], int]
+"""`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
+
+Command = tuple[str, ...]
+
+
+def _texts(*parts: object) -> Command:
+    return tuple(str(part) for part in parts)
+
+
+def _sets(changes: Sequence[str]) -> list[str]:
+    return [part for change in changes for part in ("--set", change)]
+
+
+def curate(folder: LoraFolder, record: LoraRecord) -> Command:
+    source = ("--source", record.request.images)
+    return _texts("curate", "run", "as-is", *source, "--out", folder / SET, "--engine", "local")
+
+
+def encode(folder: LoraFolder, record: LoraRecord) -> Command:
+    request = record.request
+    changes = [] if request.resolution is None else [f"resolution={request.resolution}"]
+    texts = {"trigger": request.trigger, "missing": record.missing}
+    changes += [f"{name}={quoted(text)}" for name, text in texts.items() if text is not None]
+    options = (*request.named.options(), "--out", folder / ENCODED)
+    device = ("--device", "cpu") if record.gpu is None else ()
+    return _texts("train", "encode", folder / SET, *options, *_sets(changes), *device)
+
+
+def check(folder: LoraFolder, record: LoraRecord) -> Command:
+    on = () if record.gpu is None else ("--on", record.gpu)
+    model, data = record.request.named.options(), ("--data", folder / ENCODED)
+    return _texts("train", "plan", "--config", folder / RECIPE, *model, *data, *on)
+
+
+def train(folder: LoraFolder, record: LoraRecord) -> Command:
+    model, data = record.request.named.options(), ("--data", folder / ENCODED)
+    config = ("--config", folder / RECIPE)
+    return _texts("train", "run", *config, *model, *data, "--out", folder / RUN)
+
+
+def export(folder: LoraFolder, record: LoraRecord) -> Command:
+    return _texts("train", "export", folder / RUN, "--out", folder / ADAPTER)
+
+
+def commands(folder: LoraFolder, record: LoraRecord) -> list[Command]:
+    """The commands in their order."""
+    return [make(folder, record) for make in (curate, encode, check, train, export)]
+
+
+def quoted(text: str) -> str:
+    """A text as `--set` reads it: in quotes where it would be read as something else, such as a number."""
+    try:
+        if apply_sets({}, [f"text={text}"]) == {"text": text}:
+            return text
+    except UserError:
+        pass
+    return '"{}"'.format(text.replace("\\", "\\\\").replace('"', '\\"'))
+
+
+def run(main: Main, folder: LoraFolder, record: LoraRecord, as_json: bool) -> None:
+    """Run the steps that are left. Each of them resumes what it finds half done.
+
+    Raises SystemExit with the code of a command that fails, which has said why.
+    """
+    from uhr.train.encode.stored.encoded import FILE, UNITS
+
+    if not (folder / ENCODED / FILE).is_file() or (folder / ENCODED / UNITS).exists():
+        _call(main, curate(folder, record), as_json)
+        _call(main, encode(folder, record), as_json)
+    if not (folder / RECIPE).is_file():
+        _write_recipe(folder, record)
+    _check_fit(folder, record)
+    _call(main, train(folder, record), as_json)
+    if not (folder / ADAPTER / WEIGHTS).is_file():
+        _call(main, export(folder, record), as_json)
+    with atomic(folder.file) as temporary:
+        shutil.copyfile(folder / ADAPTER / WEIGHTS, temporary)
+
+
+def printed(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """A block whose output is for people: on stdout, or on stderr where stdout is JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def _call(main: Main, arguments: Command, as_json: bool) -> None:
+    """Print and run one command; with --json, what it prints goes to stderr."""
+    with printed(as_json):
+        say(f"\n$ {command(*arguments)}")
+        code = main(list(arguments))
+        if code == 0:
+            return
+        if code == 130:
+            say("the same `uhr train lora` resumes")
+    raise SystemExit(code)
+
+
+def _check_fit(folder: LoraFolder, record: LoraRecord) -> None:
+    """Raise UserError if the training of what was encoded does not fit the GPU."""
+    from uhr.train.recipes import resolve
+    from uhr.train.run.estimate.estimate import estimate
+    from uhr.train.run.estimate.fitting import advice
+
+    if record.gpu is None:
+        return
+    recipe = resolve(None, folder / RECIPE)
+    found = estimate(recipe, record.request.named, [folder / ENCODED], record.gpu)
+    if not found["gpu"]["fits"]:
+        what = f"training needs {gibibytes(found['memory']['total'])}, and {found['gpu']['title']} has"
+        fix = "; ".join([*advice(found), f"change {folder / RECIPE}, and give the same command again"])
+        raise UserError(f"{what} {gibibytes(found['gpu']['usable'])}", fix)
+
+
+def _write_recipe(folder: LoraFolder, record: LoraRecord) -> None:
+    """Write the recipe for the images that were encoded."""
+    from uhr.manifests.manifest import Manifest
+    from uhr.models.specs.registry import get
+    from uhr.train.encode.stored.encoded import read_encoded
+
+    info = read_encoded(folder / ENCODED)
+    rows = Manifest.open(folder / ENCODED).table(["uri", "caption"], where="status = 'kept'").sort_by("uri")
+    config = EncodeConfig(trigger=record.request.trigger, missing=record.missing)
+    texts = [config.captions_of([caption])[0] or "" for caption in rows["caption"].to_pylist()]
+    prompts = validation_prompts(texts, record.request.trigger)
+    spec = get(info.model.spec)
+    changed = choices.changes(
+        spec, len(texts), info.resolution, prompts, record.settings, record.request.sets
+    )
+    choices.write_recipe(folder / RECIPE, spec, shown(record.request.name), changed)
