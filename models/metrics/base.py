@@ -219,7 +219,7 @@ def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package, for an identity; "unknown" if it has another name here."""
+    """Return the installed version of each package, for an identity; "unknown" if it is not found."""
     import importlib.metadata
 
     found: dict[str, str] = {}
