@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.core.base import Batching, Guidance, Phase, Recipe, Runtime
+from uhr.train.recipes.core.base import Batching, Guidance, Phase, Recipe
+from uhr.train.recipes.core.runtime import Runtime
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import Lora
 

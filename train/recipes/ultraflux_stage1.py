@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from uhr.train.objectives.wavelet import SnrHuberWavelet
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.core.base import Batching, Guidance, Phase, Recipe, Sampling
+from uhr.train.recipes.core.base import Batching, Guidance, Phase, Recipe
+from uhr.train.recipes.core.runtime import Sampling
 from uhr.train.recipes.core.shared import RUNTIME, sources
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.backbone import WholeBackbone

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.core.base import Batching, DataUse, Guidance, Phase, Recipe, Sampling
+from uhr.train.recipes.core.base import Batching, DataUse, Guidance, Phase, Recipe
+from uhr.train.recipes.core.runtime import Sampling
 from uhr.train.recipes.core.shared import RUNTIME, sources
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import Lora

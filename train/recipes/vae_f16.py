@@ -8,7 +8,8 @@ from __future__ import annotations
 from uhr.train.objectives.vae.perceptual import Perceptual
 from uhr.train.objectives.vae.reconstruction import ReconstructionLoss
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.core.base import Batching, DataUseBase, Runtime, Sampling
+from uhr.train.recipes.core.base import Batching, DataUseBase
+from uhr.train.recipes.core.runtime import Runtime, Sampling
 from uhr.train.recipes.core.shared import sources
 from uhr.train.recipes.core.vae import VaePhase, VaeRecipe
 from uhr.train.trainable.vae import Vae

@@ -369,7 +369,7 @@ def _check_history(recipe: RecipeBase, stored: CheckpointInfo, out: Path) -> Non
         begin = command("train", "run", name, "--init", out)
         raise UserError(
             f"the run so far had another {', another '.join(shown)}",
-            "only steps, device, checkpoints, log and validation may change: leave it as it was, or begin a "
+            "only steps, device, checkpoints, log, validation and on_nonfinite may change: leave it as it was, or begin a "
             f"new run with its weights, `{begin} --model M --data DIR --out NEW --set ...`",
         )
     if recipe.steps < stored.step:

@@ -17,7 +17,7 @@ from uhr.runtime.worker import search_path
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import RAY, Job, joined_job
-from uhr.train.run.monitoring.log import read_log
+from uhr.train.run.monitoring.log import progress_note, read_log
 from uhr.train.run.processes import parallel
 from uhr.train.run.processes.parallel import EveryRank
 from uhr.train.run.stop import FILE as STOP
@@ -98,7 +98,7 @@ def _fit(job: Job, workers: int, device: str) -> None:
                 (job.out / STOP).touch()
             entries = read_log(job.out)
             if entries and entries[-1]["step"] > done:
-                advance(entries[-1]["step"] - done, f"loss {entries[-1]['loss']:.4f}")
+                advance(entries[-1]["step"] - done, progress_note(entries[-1], job.recipe.steps))
                 done = entries[-1]["step"]
     if failures:
         raise _as_user_error(failures[0]) from failures[0]
@@ -146,5 +146,6 @@ def _result(job: Job) -> TrainingResult:
     found = checkpoint.newest(job.out)
     assert found is not None, "a worker ended without a checkpoint"
     folder, info, _ = found
-    loss = next(value for name, value in info.metrics.items() if name.startswith("mean loss of"))
+    means = (value for name, value in info.metrics.items() if name.startswith("mean loss of"))
+    loss = next(means, None)
     return TrainingResult(info.step, folder, loss, stopped=info.step < job.recipe.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 import sys
 import time
@@ -10,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from uhr.base.console import Advance, command, progress, say, shown
+from uhr.base.console import Advance, command, progress, say, shown, warn
 from uhr.base.files import saving
 from uhr.models.zoo import pick_device
 from uhr.train.data.prefetch import Prefetch
@@ -48,21 +49,32 @@ PART = "part "
 
 
 @dataclass(frozen=True)
+class NotFinite:
+    """What of a step is not finite, and the images that it comes from, or all of its batch."""
+
+    what: Literal["loss", "gradient"]
+    images: list[str]
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """How a run ended.
 
-    step: steps done. checkpoint: its folder. loss: mean of the last `RECENT` steps. stopped: whether a signal
-    stopped the run before its last step.
+    step: steps done. checkpoint: its folder. loss: mean of the last `RECENT` steps, without those that were
+    skipped; None if all were. stopped: whether a signal stopped the run before its last step.
     """
 
     step: int
     checkpoint: Path
-    loss: float
+    loss: float | None
     stopped: bool
 
     def describe(self, log: Sequence[dict[str, Any]]) -> str:
         """Return one line: steps, loss, and each held-out loss of the log, the last beside the first."""
-        loss = f"mean loss {self.loss:.4f} over the last {min(self.step, RECENT)}"
+        mean = "none has a loss" if self.loss is None else f"mean loss {self.loss:.4f}"
+        loss = f"{mean} over the last {min(self.step, RECENT)}"
+        skipped = sum("skipped" in line for line in log)
+        loss += f", {skipped} skipped" if skipped else ""
         measured: dict[str, list[float]] = {}
         for line in log:
             for name, found in held_out_losses(line).items():
@@ -101,6 +113,7 @@ class Trainer:
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state, ranks)
             self.masters.publish()
+        self.skipped = job.resume[1].skipped if job.resume is not None else 0
         self._phases = Phases(job, self.device)
         self._feed: Prefetch[LoadedBatch] | None = None
 
@@ -110,7 +123,7 @@ class Trainer:
         assert state.step < total
         before = [line for line in read_log(job.out) if line["step"] <= state.step]
         took: deque[float] = deque(maxlen=RECENT)
-        recent = deque((line["loss"] for line in before if line["step"]), RECENT)
+        recent = deque((line.get("loss") for line in before if line["step"]), RECENT)
         held_out = next((line for line in reversed(before) if held_out_losses(line)), {})
         with (
             saving(job.out, lambda: checkpoint.resume_hint(job.out)),
@@ -127,15 +140,17 @@ class Trainer:
                 entry |= self.validate()
                 write(entry)
                 held_out = entry if held_out_losses(entry) else held_out
-                recent.append(entry["loss"])
+                recent.append(entry.get("loss"))
                 took.append(entry["seconds"])
                 advance(1, progress_note(entry, total, sum(took) / len(took), held_out))
                 # read once: a request that comes while the checkpoint is written waits for the next step
                 stopping = self.ranks.any(stop.requested) or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
-                    mean = sum(recent) / len(recent)
-                    metrics = {"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean}
-                    folder = self.save(metrics | held_out_metrics(held_out))
+                    losses = [loss for loss in recent if loss is not None]
+                    mean = sum(losses) / len(losses) if losses else None
+                    metrics = {"loss": entry.get("loss"), f"mean loss of {len(losses)} steps": mean}
+                    known = {name: value for name, value in metrics.items() if value is not None}
+                    folder = self.save(known | held_out_metrics(held_out))
                     if stopping:
                         return TrainingResult(state.step, folder, mean, stopped=state.step < total)
 
@@ -174,17 +189,23 @@ class Trainer:
         wait = time.perf_counter() - start
         values = self._accumulate(loaded)
         losses, levels = values.pop("loss"), values.pop("sigma", None)
-        parameters = list(self.state.parameters.values())
-        self.ranks.sum_gradients(parameters)
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
-        if not torch.isfinite(norm):
-            raise self._not_finite("gradient", self._uris(loaded, [True] * loaded.share.count))
-        self.state.optimiser.step()
+        updated = self._update(loaded, losses)
         self.state.optimiser.zero_grad(set_to_none=True)
-        self.masters.publish()
         self.state.step += 1
-        if self.recipe.ema is not None:
-            self.state.update_ema(self.recipe.ema)
+        if isinstance(updated, NotFinite):
+            self.skipped += 1
+            if self.ranks.first:
+                warn(f"step {self.state.step} is skipped: {_described(updated)}")
+            numbers: dict[str, Any] = {"skipped": dataclasses.asdict(updated)}
+        else:
+            self.skipped = 0
+            if self.recipe.ema is not None:
+                self.state.update_ema(self.recipe.ema)
+            numbers = {
+                "loss": losses.mean().item(),
+                "parts": {name.removeprefix(PART): each.mean().item() for name, each in values.items()},
+                "grad_norm": updated,
+            }
         seconds = time.perf_counter() - start
         turn = loaded.turn
         bucket = loaded.use.data.buckets[turn.bucket]
@@ -197,18 +218,34 @@ class Trainer:
             "epoch": turn.epoch,
             "bucket": f"{bucket.width}x{bucket.height}",
             "samples": len(turn.rows),
-            "loss": losses.mean().item(),
-            "parts": {name.removeprefix(PART): each.mean().item() for name, each in values.items()},
+            **numbers,
             **({} if levels is None else {"sigma": _range(levels)}),
             "lr": lr,
             **({"optimiser": logged} if logged else {}),
-            "grad_norm": norm.item(),
             "seconds": round(seconds, 4),
             "wait": round(wait, 4),
             "samples_per_second": round(len(turn.rows) / seconds, 3),
             f"{unit}_per_second": round(amount * len(turn.rows) / seconds, 3),
             "peak_memory": peak_memory(self.device),
         }
+
+    def _update(self, loaded: LoadedBatch, losses: torch.Tensor) -> float | NotFinite:
+        """Update the weights by the accumulated gradients, and return the gradient's norm; or leave weights
+        and optimiser as they are, and return why.
+
+        Raises UserError, in every process, if no more steps may be skipped.
+        """
+        finite, parameters = torch.isfinite(losses), list(self.state.parameters.values())
+        if not finite.all():
+            return self._skippable(NotFinite("loss", self._uris(loaded, (~finite).tolist())))
+        self.ranks.sum_gradients(parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
+        if not torch.isfinite(norm):
+            everything = [True] * loaded.share.count
+            return self._skippable(NotFinite("gradient", self._uris(loaded, everything)))
+        self.state.optimiser.step()
+        self.masters.publish()
+        return norm.item()
 
     def close(self) -> None:
         """End the thread that reads ahead; `step` starts another."""
@@ -234,8 +271,7 @@ class Trainer:
         """Accumulate this process's part of the gradients of the global batch's mean loss.
 
         Returns values of the samples of the global batch, [B] each, on the CPU: "loss", "sigma" if they have
-        noise levels, and the named parts of the loss after `PART`. Raises UserError if a loss is not finite,
-        in every process.
+        noise levels, and the named parts of the loss after `PART`.
         """
         share = loaded.share
         found: list[dict[str, torch.Tensor]] = []
@@ -249,11 +285,7 @@ class Trainer:
                 found.append({"loss": loss.detach(), **levels, **parts})
         names = list(found[0])
         table = torch.stack([torch.cat([each[name].detach().float() for each in found]) for name in names])
-        values = dict(zip(names, self.ranks.assemble(table, share), strict=True))
-        finite = torch.isfinite(values["loss"])
-        if not finite.all():
-            raise self._not_finite("loss", self._uris(loaded, (~finite).tolist()))
-        return values
+        return dict(zip(names, self.ranks.assemble(table, share), strict=True))
 
     def _uris(self, loaded: LoadedBatch, chosen: Sequence[bool]) -> list[str]:
         """The images at the chosen places of the global batch. Every process must call it."""
@@ -266,12 +298,17 @@ class Trainer:
         """The phase with this number; only one is open at a time."""
         return self._phases[index]
 
-    def _not_finite(self, what: str, uris: Sequence[str]) -> EveryRank:
-        """The error for a loss or gradient that is not finite, raised before the weights are updated."""
+    def _skippable(self, fault: NotFinite) -> NotFinite:
+        """The fault, if the step may be skipped. Raises UserError otherwise."""
+        if self.skipped < self.recipe.may_skip:
+            return fault
         phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
-        return EveryRank(
-            f"step {self.state.step + 1}: the {what} is not finite (images {', '.join(map(shown, uris))})",
-            f"check those images, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
+        again = command("train", "resume", self.job.out, "--set", f"on_nonfinite=skip:{self.skipped + 10}")
+        before = f", and {self.skipped} steps before it were skipped" if self.skipped else ""
+        raise EveryRank(
+            f"step {self.state.step + 1}: {_described(fault)}{before}",
+            f"check those images, skip such steps, `{again}`, or start a new run: `uhr train run --set "
+            f"phases.{phase.name}.lr=LOWER`",
         )
 
     def save(self, metrics: dict[str, float]) -> Path:
@@ -292,6 +329,7 @@ class Trainer:
                 "data": self.job.info.data,
                 "run": self.job.info.id,
                 "init": self.job.info.init,
+                "skipped": self.skipped,
                 "surgeries": self.model.surgeries,
                 "metrics": metrics,
             },
@@ -309,6 +347,10 @@ def load_model(job: Job, ranks: Ranks, device: torch.device) -> TrainedModel:
         return VaeModel(job, job.recipe, device)
     assert isinstance(job.recipe, Recipe)
     return BackboneModel(job, job.recipe, ranks, device)
+
+
+def _described(fault: NotFinite) -> str:
+    return f"the {fault.what} is not finite (images {', '.join(map(shown, fault.images))})"
 
 
 def _range(values: torch.Tensor) -> dict[str, float]:

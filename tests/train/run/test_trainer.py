@@ -50,7 +50,7 @@ ELSEWHERE = {
     "phases.0.timesteps.scale", "validation.loss", "validation.images",
     "sampling.sampler", "sampling.options", "sampling.guidance",
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
-    "phases.0.objective.kind", "phases.0.steps",
+    "phases.0.objective.kind", "phases.0.steps", "on_nonfinite",
     "optimiser.kind", "batch.micro", "ema", "runtime.device", "runtime.shard",
     "runtime.log", "runtime.compile",
     "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every",
@@ -256,6 +256,77 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weig
     assert rows.uris[1] in str(e.value)
     assert rows.uris[0] not in str(e.value)
     assert len((job.out / "log.jsonl").read_text().splitlines()) == 2
+
+
+def same(one, other):
+    """Whether two states have equal weights, optimiser, average and step."""
+    assert one.step == other.step
+    mine, theirs = one.tensors(), other.tensors()
+    assert mine.keys() == theirs.keys()
+    for name, tensors in mine.items():
+        assert tensors.keys() == theirs[name].keys()
+        assert all(torch.equal(value, theirs[name][key]) for key, value in tensors.items()), name
+    return True
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_nothing_else_changes(job_of, objectives, tmp_path, capsys):
+    sets = ["phases.main.steps=6", "phases.main.schedule=cosine", "ema=0.9"]
+    nan = [*sets, f"phases.main.objective={objectives}:NanForOne"]
+    skipping = [*nan, "on_nonfinite=skip:1"]
+    job = job_of(*skipping, "runtime.checkpoint_every=3", out=tmp_path / "straight")
+    result = train(job)
+    # the same run without an objective that fails, which jumps over its third step
+    jumping = Trainer(job_of(*sets, out=tmp_path / "jumping"))
+    for _ in range(2):
+        jumping.step()
+    jumping.state.step = 3
+    for _ in range(3):
+        jumping.step()
+    read = lambda: reopen(job.out)  # noqa: E731
+    assert same(Trainer(read()).state, jumping.state)
+    lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [("loss" in line, "skipped" in line) for line in lines] == [
+        (line["step"] != 3, line["step"] == 3) for line in lines
+    ]
+    turn = jumping.phase(0).mixture.at(2)
+    rows = jumping.phase(0).uses[0].data.read(turn.bucket, turn.rows)
+    assert lines[2]["skipped"] == {"what": "loss", "images": [rows.uris[1]]}
+    assert f"step 3 is skipped: the loss is not finite (images {rows.uris[1]})" in capsys.readouterr().err
+    assert result.loss == pytest.approx(sum(line["loss"] for line in lines if "loss" in line) / 5)
+    assert "1 skipped" in result.describe(lines)
+    # the checkpoint after the skipped step continues bit for bit
+    shutil.rmtree(checkpoint.folder_of(job.out, 6))
+    assert (read().done, read().resume[1].skipped) == (3, 1)
+    train(read())
+    assert same(Trainer(read()).state, jumping.state)
+
+
+def test_only_so_many_steps_in_a_row_are_skipped_also_over_a_resume(job_of, objectives, tmp_path):
+    sets = ["phases.main.steps=4", f"phases.main.objective={objectives}:InfiniteSlope"]
+    job = job_of(*sets, "on_nonfinite=skip:2", "runtime.checkpoint_every=1", out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"step 3: the gradient is not finite \(.*, and 2 steps before it"):
+        train(job)
+    assert checkpoint.steps(job.out) == [1, 2]
+    first = Trainer(job_of(*sets, out=tmp_path / "untouched"))
+    assert all(
+        torch.equal(value, first.state.parameters[name])
+        for name, value in Trainer(reopen(job.out)).state.parameters.items()
+    )
+    with pytest.raises(UserError, match=r"step 3: .*`uhr train resume .*run --set on_nonfinite=skip:12`"):
+        train(reopen(job.out))
+    # a stopped run may go on with more; none of its steps has a loss
+    result = train(reopen(job.out, ["on_nonfinite=skip:12"]))
+    assert (result.step, result.loss) == (4, None)
+    assert "none has a loss over the last 4, 4 skipped" in result.describe(
+        [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    )
+
+
+@pytest.mark.parametrize("value", ["skip", "skip:0", "skip:-1", "skip:two", "go on", "Stop"])
+def test_what_becomes_of_a_step_that_is_not_finite_is_stop_or_a_number(value):
+    with pytest.raises(UserError, match="on_nonfinite"):
+        resolve("lora", None, [f"on_nonfinite={value}"])
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job_of, objectives):

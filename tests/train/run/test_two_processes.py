@@ -297,6 +297,19 @@ def test_a_failure_in_one_process_is_the_same_error_in_both(two, name, message):
     assert not list((two / name / "checkpoints").glob(".*"))
 
 
+def test_two_processes_skip_a_step_that_is_not_finite_in_one_as_one_process_does(alone, two):
+    one, both = (log_of(run) for run in (alone("skipping"), two / "skipping"))
+    assert [line["step"] for line in one if "skipped" in line] == [3]
+    assert one[2]["skipped"] == both[2]["skipped"]
+    assert len(one[2]["skipped"]["images"]) == 1
+    for a, b in zip(one, both, strict=True):
+        assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-5)
+    for weights in ("part", "ema"):
+        first, second = (part_of(run, 5, weights) for run in (alone("skipping"), two / "skipping"))
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5)
+
+
 def test_ctrl_c_in_one_process_saves_once_after_the_step_and_stops_both(two):
     assert of_both(two, "interrupted") == [{"step": 3, "stopped": True, "compiled": []}] * 2
     assert checkpoint.steps(two / "interrupted") == [3]

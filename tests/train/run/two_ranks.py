@@ -55,6 +55,13 @@ SCENARIOS = {
         "phases.main.objective.perceptual.weight=0",
         "phases.main.resolution=64",
     ],
+    "skipping": [
+        *WHOLE,
+        FULL,
+        "ema=0.9",
+        "phases.main.objective=two_ranks_objectives:NanInTheLast",
+        "on_nonfinite=skip:1",
+    ],  # fmt: skip
     "restless": ["phases.main.objective=two_ranks_objectives:Restless"],
 }
 """What is trained by two processes, and by one."""

@@ -13,15 +13,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from uhr.base.config import Config, apply_sets, build
+from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.base.kinds import Kind
-from uhr.models.adapters.formats.usage import IntendedSampling
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
 from uhr.train.optimisers import AnyOptimiser
+from uhr.train.recipes.core.runtime import Runtime, Sampling
 from uhr.train.recipes.core.validation import Validation, ValidationBase
 from uhr.train.recipes.core.windows import CallAttention, GuideWindows, ProportionalAttention
 from uhr.train.timesteps import Timesteps
@@ -178,78 +178,6 @@ class Phase(PhaseBase):
         return self.timesteps if use.band is None else self.timesteps.with_band(use.band)
 
 
-class Runtime(Config):
-    """Device, precision and checkpoints of a run; `checkpoint.MAY_CHANGE` lists what may change on resume.
-
-    precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
-    shard: how several processes divide the weights (`train.run.processes.shard`). replicate: each has all.
-        full: each has a part. hybrid: the processes of a machine divide them, and every machine has all.
-    checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
-    keep_checkpoints: how many of the newest are kept.
-    log: where the numbers of `log.jsonl` are written too.
-    compile: compile each kind of block once (`torch.compile`).
-    quantize: of the frozen weights, by the names of `models.loading.quantize.KINDS`.
-    offload: "blocks" keeps the blocks' frozen weights on the host and streams them (`models.loading.stream`).
-    """
-
-    device: str
-    precision: Literal["bfloat16", "float32"]
-    gradient_checkpointing: bool
-    shard: Literal["replicate", "hybrid", "full"] = "replicate"
-    checkpoint_every: int = Field(gt=0)
-    keep_checkpoints: int = Field(gt=0)
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    compile: bool = False
-    quantize: Literal["nf4", "int8", "int8wo", "float8wo"] | None = None
-    offload: Literal["blocks"] | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_save_memory(self) -> Runtime:
-        if self.offload is not None and (self.quantize is not None or self.compile):
-            raise ValueError("offload streams plain weights: leave out quantize and compile, or offload")
-        if self.offload is not None and not self.gradient_checkpointing:
-            raise ValueError("offload recomputes blocks: it requires gradient_checkpointing")
-        return self
-
-
-class Sampling(Config):
-    """How the result is sampled: what its card and the command after an export say. Training reads none of
-    it.
-
-    sampler: its name. options: values of its options, as `--set` takes them.
-    guidance: guidance input for a plain call of the pipeline; None is that of the model's card.
-    """
-
-    sampler: str = "euler"
-    options: dict[str, Any] = Field(default_factory=dict)
-    guidance: float | None = None
-
-    def check(self) -> None:
-        """Raise UserError for options that the sampler does not take; imports it if there are any."""
-        if not self.options:
-            return
-        from uhr.models.samplers import options_class
-
-        build(options_class(self.sampler), apply_sets({}, self.sets), f"sampling.options of {self.sampler}")
-
-    @property
-    def intended(self) -> IntendedSampling:
-        """The same in the form that files of adapters have."""
-        return IntendedSampling(sampler=self.sampler, guidance=self.guidance, options=self.options)
-
-    @property
-    def sets(self) -> list[str]:
-        """The options as `--set` takes them."""
-        return self.intended.sets
-
-    @property
-    def arguments(self) -> list[str]:
-        """The options of `uhr sample SAMPLER`."""
-        guidance = self.intended.guidance_of(self.sampler)
-        sets = [part for each in self.sets for part in ("--set", each)]
-        return [*(["--guidance", f"{guidance:g}"] if guidance is not None else []), *sets]
-
-
 class RecipeBase(Config):
     """Everything about a training run except model and data, whatever is trained.
 
@@ -258,6 +186,9 @@ class RecipeBase(Config):
     trainable: the part that is trained (`train.trainable`); the rest is frozen.
     init: what becomes of trained weights that a run begins with.
     clip: maximum norm of the gradient.
+    on_nonfinite: what becomes of a step whose loss or gradient is not finite. stop: the run ends with an
+        error. skip:N: it changes neither weights, optimiser nor average, at most N times in a row; the data
+        order and the schedule go on.
     ema: decay per step of the averaged part, after a warm-up (`average.decay_at`); None averages nothing.
     validation: what is measured during the run.
     sources: where each value comes from, by dotted path. origin: the recipe's values before they were
@@ -273,6 +204,7 @@ class RecipeBase(Config):
     phases: tuple[PhaseBase, ...] = Field(min_length=1)
     optimiser: AnyOptimiser
     clip: float = Field(gt=0)
+    on_nonfinite: str = Field("stop", pattern=r"^(stop|skip:[1-9][0-9]*)$")
     batch: Batching
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
@@ -294,6 +226,11 @@ class RecipeBase(Config):
     def steps(self) -> int:
         """Number of optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def may_skip(self) -> int:
+        """How many steps in a row may be skipped because they are not finite."""
+        return 0 if self.on_nonfinite == "stop" else int(self.on_nonfinite.removeprefix("skip:"))
 
     @property
     def data_names(self) -> list[str]:

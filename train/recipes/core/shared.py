@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from uhr.base.config import Config
-from uhr.train.recipes.core.base import Recipe, Runtime
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.runtime import Runtime
 
 C = TypeVar("C", bound=Config)
 
@@ -37,6 +38,7 @@ GENERAL = {
     "captions": "ours: the first caption of each image",
     "caption_dropout": "none, as none is mentioned",
     "ema": "none, as none is mentioned",
+    "on_nonfinite": "ours: nothing is left out silently",
     "seed": "ours",
     "sampling": "ours: the sampler of the recipe's paper",
     "runtime": "ours",

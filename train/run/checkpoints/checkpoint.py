@@ -45,6 +45,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 MAY_CHANGE = (
     r"phases\.\d+\.steps",
+    r"on_nonfinite",
     r"runtime\.device",
     r"runtime\.shard",
     r"runtime\.checkpoint_every",
@@ -55,7 +56,7 @@ MAY_CHANGE = (
     # the files are the same, by their hashes in the recipe
     r"phases\.\d+\.objective\.perceptual\.(network_file|heads_file)",
 )
-"""Values of a recipe that may change when a run is resumed: they do not affect any step."""
+"""Values of a recipe that may change when a run is resumed: they do not affect any step that was done."""
 
 
 class DataRef(Config):
@@ -147,12 +148,14 @@ class CheckpointInfo(Config):
     next.
 
     run: the id of the run; empty if an earlier version began it. init: what the run began with.
+    skipped: how many steps in a row, up to this one, were skipped because they were not finite.
     """
 
     schema_version: int = SCHEMA_VERSION
     created: str
     run: str = ""
     step: int
+    skipped: int = 0
     phase: int
     epoch: int
     batch: int

@@ -92,7 +92,7 @@ def progress_note(
     """
     left = (total - entry["step"]) * (entry["seconds"] if seconds is None else seconds)
     parts = [
-        f"loss {entry['loss']:.4f}",
+        f"loss {entry['loss']:.4f}" if "loss" in entry else "skipped",
         *(
             f"{name} {found['loss']:.4f} at step {measured['step']}"
             for name, found in held_out_losses(measured or {}).items()
@@ -129,6 +129,7 @@ def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:
         "lr": [stretch[-1].get("lr") for stretch in stretches],
         "d": [_mean(stretch, "optimiser", "d") for stretch in stretches],
         "grad norm": [_mean(stretch, "grad_norm") for stretch in stretches],
+        "skipped": [sum("skipped" in entry for entry in stretch) or None for stretch in stretches],
         "samples/s": [_mean(stretch, "samples_per_second") for stretch in stretches],
         **{unit: [_mean(stretch, name) for stretch in stretches] for name, unit in RATES.items()},
         "wait %": [_wait(stretch) for stretch in stretches],
