@@ -115,7 +115,7 @@ ELSEWHERE = {
     ("train/trainable/base.py", "--to"): ("train export",),
     ("train/run/exports/text.py", "--to"): ("train export",),
     ("train/trainable/adapters.py", "--to"): ("train export",),
-    ("train/recipes/core/base.py", "--guidance"): SAMPLE,
+    ("train/recipes/core/runtime.py", "--guidance"): SAMPLE,
     # the card's command that trains it again
     ("train/run/exports/export.py", "--data"): ("train run",),
     ("train/run/exports/export.py", "--init"): ("train run",),

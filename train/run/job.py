@@ -369,8 +369,9 @@ def _check_history(recipe: RecipeBase, stored: CheckpointInfo, out: Path) -> Non
         begin = command("train", "run", name, "--init", out)
         raise UserError(
             f"the run so far had another {', another '.join(shown)}",
-            "only steps, device, checkpoints, log, validation and on_nonfinite may change: leave it as it was, or begin a "
-            f"new run with its weights, `{begin} --model M --data DIR --out NEW --set ...`",
+            "only steps, device, checkpoints, restarts, log, validation and on_nonfinite may change: leave "
+            "it as it was, or begin a new run with its weights, "
+            f"`{begin} --model M --data DIR --out NEW --set ...`",
         )
     if recipe.steps < stored.step:
         raise UserError(

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from uhr.base.console import command, say
+from uhr.base.console import command, say, warn
 from uhr.base.errors import UserError, unknown
 from uhr.models.zoo import pick_device
 from uhr.runtime.process import how_it_ended
 from uhr.runtime.threads import threads_each
 from uhr.runtime.worker import search_path
 from uhr.train.recipes.core.base import RecipeBase
+from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import Job, joined_job, lock_run
 from uhr.train.run.processes import parallel
@@ -112,7 +113,7 @@ class Launch:
                 _say_batch(job, 1)
                 return job, train(job)
         # the lock is now rank 0's
-        start_local(out, self.workers)
+        start_local(out, self.workers, job.recipe.runtime.restarts)
         return None
 
 
@@ -172,11 +173,31 @@ def _say_batch(job: Job, workers: int) -> None:
     say(Accumulation.of(job.recipe.batch, workers).describe())
 
 
-def start_local(out: Path, workers: int) -> None:
-    """Run `workers` processes that resume the run, and wait for them.
+def start_local(out: Path, workers: int, restarts: int) -> None:
+    """Run `workers` processes that resume the run, and wait for them. If one of them is killed, all of them
+    are started again, at most `restarts` times; what fails with an error of its own would fail again.
 
     Ctrl-C and SIGTERM are passed on to all of them. Raises UserError if one of them fails, after the others
     have ended too, and KeyboardInterrupt if a signal stopped them.
+    """
+    for number in range(1, restarts + 2):
+        failed = _run_local(out, workers)
+        if failed is None:
+            return
+        rank, code = failed
+        ended = f"process {rank} of {workers} {how_it_ended(code)}"
+        if code >= 0 or number > restarts:
+            raise UserError(
+                f"{ended}, and the others were stopped",
+                f"its error is above; `{command('train', 'resume', out)}` continues at the last checkpoint",
+            )
+        warn(checkpoint.restarting(out, ended, number, restarts))
+
+
+def _run_local(out: Path, workers: int) -> tuple[int, int] | None:
+    """Run the processes once: None if all did their work, or the number and exit code of the one that failed.
+
+    Raises KeyboardInterrupt if a signal stopped them.
     """
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -197,14 +218,9 @@ def start_local(out: Path, workers: int) -> None:
             failed = _wait(processes)
         finally:
             _end(processes)
-    if failed is not None:
-        if signalled:
-            raise KeyboardInterrupt
-        rank, code = failed
-        raise UserError(
-            f"process {rank} of {workers} {how_it_ended(code)}, and the others were stopped",
-            f"its error is above; `{command('train', 'resume', out)}` continues at the last checkpoint",
-        )
+    if failed is not None and signalled:
+        raise KeyboardInterrupt
+    return failed
 
 
 def _start(out: Path, environment: Mapping[str, str]) -> subprocess.Popen:

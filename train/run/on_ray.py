@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError, one_line
 from uhr.runtime.ray import check_installed, running_ray
 from uhr.runtime.worker import search_path
@@ -19,7 +20,7 @@ from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import RAY, Job, joined_job
 from uhr.train.run.monitoring.log import progress_note, read_log
 from uhr.train.run.processes import parallel
-from uhr.train.run.processes.parallel import EveryRank
+from uhr.train.run.processes.parallel import EveryRank, OthersLost
 from uhr.train.run.stop import FILE as STOP
 from uhr.train.run.stop import stop_requests
 from uhr.train.run.trainer import TrainingResult, train
@@ -43,11 +44,39 @@ def train_on_ray(job: Job, workers: int, address: str | None) -> TrainingResult:
         stop = job.out / STOP
         stop.unlink(missing_ok=True)
         try:
-            _fit(job, workers, device)
+            _fit_with_restarts(job, workers, device)
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(job.out / RAY, ignore_errors=True)
     return _result(job)
+
+
+def _fit_with_restarts(job: Job, workers: int, device: str) -> None:
+    """Run the workers, and again from the newest checkpoint if one was killed.
+
+    Ray Train's own restarts would also repeat what fails with an error of its own.
+    """
+    restarts = job.recipe.runtime.restarts
+    for number in range(1, restarts + 2):
+        try:
+            _fit(job, workers, device)
+            return
+        except Exception as error:
+            found = [each for each in _chain(error) if isinstance(each, UserError)]
+            errors = [each for each in found if not isinstance(each, OthersLost)]
+            if errors or number > restarts or not (found or _killed(error)):
+                raise _as_user_error(error) from error
+            warn(checkpoint.restarting(job.out, "a Ray worker was killed", number, restarts))
+            checkpoint.clear_leftovers(job.out)
+            stored = checkpoint.newest(job.out)
+            job = dataclasses.replace(job, resume=None if stored is None else stored[:2])
+
+
+def _killed(error: BaseException) -> bool:
+    """Whether a worker's process is gone."""
+    from ray.exceptions import RayActorError
+
+    return any(isinstance(each, RayActorError) for each in _chain(error))
 
 
 def _device(device: str, workers: int, gpus: int) -> str:
@@ -61,7 +90,10 @@ def _device(device: str, workers: int, gpus: int) -> str:
 
 
 def _fit(job: Job, workers: int, device: str) -> None:
-    """Run the workers, and show their progress and pass on signals in the meantime."""
+    """Run the workers, show their progress and pass on signals in the meantime.
+
+    Raises Ray Train's own error.
+    """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -76,7 +108,7 @@ def _fit(job: Job, workers: int, device: str) -> None:
         scaling_config=ScalingConfig(  # ty: ignore[invalid-argument-type]
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})}
         ),
-        run_config=RunConfig(name="train", storage_path=str(out / RAY)),  # ty: ignore[invalid-argument-type]
+        run_config=RunConfig(name=f"train-{job.done}", storage_path=str(out / RAY)),  # ty: ignore[invalid-argument-type]
     )
     failures: list[BaseException] = []
 
@@ -101,7 +133,7 @@ def _fit(job: Job, workers: int, device: str) -> None:
                 advance(entries[-1]["step"] - done, progress_note(entries[-1], job.recipe.steps))
                 done = entries[-1]["step"]
     if failures:
-        raise _as_user_error(failures[0]) from failures[0]
+        raise failures[0]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -135,7 +167,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         return []
     inside = [each for _, each in sorted(getattr(error, "worker_failures", {}).items())]
     wrapped = [
-        getattr(error, name, None) for name in ("_base_exc", "controller_failure", "cause", "__cause__")
+        getattr(error, name, None)
+        for name in ("_base_exc", "controller_failure", "health_check_failure", "cause", "__cause__")
     ]
     nested = [each for each in (*inside, *wrapped) if isinstance(each, BaseException)]
     return [error, *(found for each in nested for found in _chain(each))]

@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from uhr.cli import main
@@ -44,6 +46,39 @@ def warm_ranks(warm, short_texts, monkeypatch):
     return started
 
 
+@pytest.fixture
+def killed_at_step_3(tmp_path, monkeypatch):
+    """The objective of a run whose process 1 kills itself in its third step, as often as `times` says."""
+    (tmp_path / "killing.py").write_text(
+        """
+import os
+import signal
+from pathlib import Path
+from uhr.train.objectives.flow import Flow
+
+class KillsProcess1(Flow):
+    folder: str
+    times: int
+
+    def __call__(self, denoiser, batch, draws):
+        place = Path(self.folder)
+        if draws.step == 2 and os.environ["RANK"] == "1" and len(list(place.iterdir())) < self.times:
+            (place / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(denoiser, batch, draws)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "kills").mkdir()
+
+    def objective(times):
+        value = {"kind": "killing:KillsProcess1", "folder": str(tmp_path / "kills"), "times": times}
+        return ["--set", f"phases.main.objective={json.dumps(value)}"]
+
+    yield objective
+    sys.modules.pop("killing", None)
+
+
 def losses(run):
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -80,25 +115,40 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused_before_anything_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_is_killed_ends_the_others_with_its_name(
-    arguments, warm_ranks, tmp_path, capsys, monkeypatch
+def test_a_process_that_is_killed_ends_the_others_with_its_name_after_the_restarts(
+    arguments, warm_ranks, tmp_path, capsys, killed_at_step_3
 ):
-    real = launch._wait
-
-    def kill(processes):
-        while not (tmp_path / "run" / "log.jsonl").is_file():
-            assert processes[1].poll() is None
-        processes[1].kill()
-        return real(processes)
-
-    monkeypatch.setattr(launch, "_wait", kill)
-    long = ["--set", "phases.main.steps=999", "--workers", "2"]
-    assert main([*arguments, *long, "--out", str(tmp_path / "run")]) == 1
+    out = ["--out", str(tmp_path / "run"), "--workers", "2", "--set", "runtime.restarts=1"]
+    assert main([*arguments, *killed_at_step_3(9), *out]) == 1
     error = capsys.readouterr().err
+    assert error.count("process 1 of 2 was killed (SIGKILL") == 2
+    assert error.count(": restart 1 of 1 at step 2") == 1
     assert "process 1 of 2 was killed (SIGKILL" in error
     assert f"`uhr train resume {tmp_path / 'run'}` continues" in error
-    assert [process.poll() for process in warm_ranks] == [1, -9]
+    assert [process.poll() for process in warm_ranks] == [1, -9, 1, -9]
     assert "process 0 of 2: the other processes are lost" in warm_ranks[0].stderr()
+
+
+def test_a_process_that_is_killed_once_costs_no_step(
+    arguments, one, warm_ranks, tmp_path, capsys, killed_at_step_3
+):
+    out = ["--out", str(tmp_path / "run"), "--workers", "2"]
+    assert main([*arguments, *killed_at_step_3(1), *out]) == 0
+    error = capsys.readouterr().err
+    assert ": restart 1 of 2 at step 2" in error
+    assert error.count("\n") == 1
+    assert [process.poll() for process in warm_ranks] == [1, -9, 0, 0]
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5)
+    for name, tensor in adapter(one).items():
+        torch.testing.assert_close(adapter(tmp_path / "run")[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_an_error_of_a_process_is_not_repeated(arguments, warm_ranks, tmp_path, capsys):
+    nan = ["--set", "phases.main.lr=1e30", "--set", "clip=1e30", "--set", "phases.main.steps=9"]
+    assert main([*arguments, *nan, "--out", str(tmp_path / "run"), "--workers", "2"]) == 1
+    assert "restart" not in capsys.readouterr().err
+    assert len(warm_ranks) == 2
+    assert "is not finite" in warm_ranks[0].stderr()
 
 
 def test_the_same_command_under_torchrun(arguments, warm, short_texts, tmp_path):
@@ -136,10 +186,15 @@ def short_texts_on_ray(short_texts, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("short_texts_on_ray")
-def test_ray_trains_with_two_workers(arguments, one, tmp_path, capsys):
-    command = [*arguments, "--out", str(tmp_path / "ray"), "--launcher", "ray", "--workers", "2"]
-    assert main(command) == 0, capsys.readouterr().err
+def test_ray_trains_with_two_workers_of_which_one_is_killed(
+    arguments, one, tmp_path, capsys, killed_at_step_3
+):
+    command = [*arguments, *killed_at_step_3(1), "--out", str(tmp_path / "ray")]
+    code = main([*command, "--launcher", "ray", "--workers", "2"])
+    out, error = capsys.readouterr()
+    assert code == 0, error
+    assert "a Ray worker was killed: restart 1 of 2 at step 2" in error
     assert losses(tmp_path / "ray") == pytest.approx(losses(one), rel=1e-5)
-    assert "3 steps done, mean loss" in capsys.readouterr().out
+    assert "3 steps done, mean loss" in out
     left = sorted(path.name for path in (tmp_path / "ray").iterdir())
     assert left == ["checkpoints", "log.jsonl", "run.json"]

@@ -52,7 +52,7 @@ ELSEWHERE = {
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps", "on_nonfinite",
     "optimiser.kind", "batch.micro", "ema", "runtime.device", "runtime.shard",
-    "runtime.log", "runtime.compile",
+    "runtime.log", "runtime.compile", "runtime.restarts",
     "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every",
     "runtime.keep_checkpoints",
 }  # fmt: skip

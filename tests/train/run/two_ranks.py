@@ -61,7 +61,7 @@ SCENARIOS = {
         "ema=0.9",
         "phases.main.objective=two_ranks_objectives:NanInTheLast",
         "on_nonfinite=skip:1",
-    ],  # fmt: skip
+    ],
     "restless": ["phases.main.objective=two_ranks_objectives:Restless"],
 }
 """What is trained by two processes, and by one."""

@@ -18,6 +18,8 @@ class Runtime(Config):
         full: each has a part. hybrid: the processes of a machine divide them, and every machine has all.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
     keep_checkpoints: how many of the newest are kept.
+    restarts: how often a run of several processes, of which one was killed, begins anew at its last
+        checkpoint.
     log: where the numbers of `log.jsonl` are written too.
     compile: compile each kind of block once (`torch.compile`).
     quantize: of the frozen weights, by the names of `models.loading.quantize.KINDS`.
@@ -30,6 +32,7 @@ class Runtime(Config):
     shard: Literal["replicate", "hybrid", "full"] = "replicate"
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)
+    restarts: int = Field(2, ge=0)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     compile: bool = False
     quantize: Literal["nf4", "int8", "int8wo", "float8wo"] | None = None

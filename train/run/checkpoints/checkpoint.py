@@ -50,6 +50,7 @@ MAY_CHANGE = (
     r"runtime\.shard",
     r"runtime\.checkpoint_every",
     r"runtime\.keep_checkpoints",
+    r"runtime\.restarts",
     r"runtime\.log",
     r"validation\..*",
     r"sampling\..*",
@@ -356,6 +357,13 @@ def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
     if faults:
         raise UserError(f"no checkpoint of {run} is complete ({'; '.join(faults)})", "start the run anew")
     return None
+
+
+def restarting(run: Path, ended: str, number: int, restarts: int) -> str:
+    """The line about restart `number` of a run, of which a process has ended as `ended` says."""
+    found = newest(run)
+    place = "its first step" if found is None else f"step {found[1].step}"
+    return f"{ended}: restart {number} of {restarts} at {place}"
 
 
 def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState, ranks: Ranks = ALONE) -> None:

@@ -33,6 +33,10 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 T = TypeVar("T")
 
 
+class OthersLost(UserError):
+    """Another process of the run does not answer any more."""
+
+
 class EveryRank(UserError):
     """An error that every process of a run raises at the same point; one of them prints it."""
 
@@ -276,7 +280,7 @@ def joined(ranks: Ranks, device: torch.device) -> Generator[None]:
         if not is_lost(error):
             raise
         what = f"the other processes are lost ({_reason(error)})"
-        raise UserError(what, "one of them has ended: its own error says why") from error
+        raise OthersLost(what, "one of them has ended: its own error says why") from error
     finally:
         if mine:
             dist.destroy_process_group()
@@ -296,7 +300,7 @@ def is_lost(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """The last sentence of a message of gloo or NCCL, without the place in its source."""
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line.rpartition("] ")[2].split(". This may")[0].rstrip(".")
+    return line.rpartition("] ")[2].split(". This ")[0].rstrip(".")
 
 
 def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
