@@ -57,6 +57,12 @@ def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | No
             raise UserError(
                 f"{name} is not set, which is where the run was started", "set it before Ray is started there"
             )
+    for planned in stages:
+        if (server := getattr(planned.stage.params, "server", None)) is not None:
+            try:
+                server.open().check_reachable()
+            except UserError as error:
+                raise UserError(f"stage '{planned.label}': {error.what}", error.fix) from None
     for what, mine, theirs in (
         ("weights", _hashes(stages, "weight_hashes"), facts.weights),
         ("file", _hashes(stages, "contents"), facts.files),

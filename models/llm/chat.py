@@ -101,6 +101,19 @@ class ChatServer:
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
         return complete_text(self.choice(messages, tokens, seed=seed), tokens)
 
+    def check_reachable(self, seconds: float = 10.0) -> None:
+        """Raise ServerError unless the server answers this machine, and takes its key."""
+        try:
+            self._request("/models", None, seconds).close()
+        except urllib.error.HTTPError as error:
+            # a server need not have a list of models
+            if error.code in (401, 403):
+                message = f"{self.url} answers {error.code} ({_server_message(error)})"
+                raise ServerError(message, _fix(error.code)) from None
+        except (OSError, http.client.HTTPException) as error:
+            what = f"{self.url} cannot be reached ({_reason(error)})"
+            raise ServerError(what, "start it, or let this machine reach it") from None
+
     def choice(self, messages: list[dict[str, Any]], tokens: int, **options: Any) -> dict[str, Any]:
         """Return the first choice of a chat completion, at temperature 0 unless the model does not take one.
 
@@ -165,15 +178,18 @@ class ChatServer:
             self._warned_until = now + wait
             warn(f"{self.url} failed: {reason}; next attempt in {wait:.0f} s")
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
+    def _request(self, path: str, body: dict[str, Any] | None, seconds: float) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)
+        return self._opener.open(request, timeout=seconds)
+
+    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
         deadline = time.monotonic() + self.seconds
         read = bytearray()
-        with self._opener.open(request, timeout=self.seconds) as answer:
+        with self._request(path, body, self.seconds) as answer:
             while chunk := answer.read1(1 << 16):
                 read += chunk
                 if time.monotonic() > deadline:  # a server that sends a few bytes at a time never times out

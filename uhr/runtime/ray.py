@@ -23,9 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uhr.base.console import warn
 from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.runtime.cluster.address import check_cluster, is_token_error, no_cluster, token_error
-from uhr.runtime.cluster.preflight import check_free, check_machines
+from uhr.runtime.cluster.preflight import FREE_SECONDS, Preflight, check_free
 from uhr.runtime.process import ChildSetup
 from uhr.runtime.schedule import Schedule
 from uhr.runtime.units import Limits, Report, Segment, UnitPlan
@@ -80,15 +81,16 @@ class RayRunner:
             segments = [s if s.gpus is not None else replace(s, gpus=min(1, gpus)) for s in segments]
             _check_accelerators(segments)
             counts = self._counts(segments, cpus, gpus, schedule.left)
+            preflight = None
             if self.address is not None:
-                self._check_cluster(plan, segments, counts)
+                preflight = self._check_cluster(plan, segments, counts)
             pools = [
                 _Pool(self, plan, number, segment, *count)
                 for number, (segment, count) in enumerate(zip(segments, counts, strict=True))
             ]
             schedule.capacity = 1 + 2 * sum(most for _, most in counts[1:])
             try:
-                yield from _run(schedule, pools, report)
+                yield from _run(schedule, pools, report, preflight)
             finally:
                 for pool in pools:
                     pool.close()
@@ -99,7 +101,7 @@ class RayRunner:
 
     def _check_cluster(
         self, plan: UnitPlan, segments: Sequence[Segment], counts: Sequence[tuple[int, int]]
-    ) -> None:
+    ) -> Preflight:
         """Check each machine, and that the least number of workers can start now."""
         pairs = list(zip(segments, counts, strict=True))
         cpus = sum(least * segment.cpus for segment, (least, _) in pairs)
@@ -108,7 +110,9 @@ class RayRunner:
             for segment, (least, _) in pairs
         )
         check_free(cpus, gpus)
-        check_machines(plan, segments, self.gpus, search_path(), self.carries(plan))
+        preflight = Preflight(plan, segments, self.gpus, search_path(), self.carries(plan))
+        preflight.check_all()
+        return preflight
 
     def _cpus_here(self, segments: Sequence[Segment]) -> int:
         """The logical CPUs of a Ray of our own: enough for every pool."""
@@ -196,10 +200,12 @@ class _Pool:
         if segment.accelerator is not None:
             self._options["accelerator_type"] = segment.accelerator
         self._actor = ray.remote(UnitActor)
-        self._most = most
+        self._least, self._most = least, most
         self._actors: list[Any] = []
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
+        self.checking: dict[Any, tuple[Any, str]] = {}
+        self._parked = 0
         for _ in range(least):
             self._start()
 
@@ -211,7 +217,16 @@ class _Pool:
 
     def grow(self, waiting: int) -> None:
         """Start one more actor if tasks are waiting, all actors work, and none is starting."""
-        if waiting and not self.idle and not self.starting and len(self._actors) < self._most:
+        here = len(self._actors) - self._parked
+        if waiting and not self.idle and not self.starting and not self.checking and here < self._most:
+            self._start()
+
+    def park(self) -> None:
+        """Leave an actor on a machine that cannot work without tasks, so that others do not start there, and
+        start one more if too few are left.
+        """
+        self._parked += 1
+        if len(self._actors) - self._parked < self._least:
             self._start()
 
     def close(self) -> None:
@@ -247,7 +262,32 @@ def _reported(running: Mapping[Any, _Running], report: Report) -> None:
             report(requests[ref].pool.number, requests[ref].unit, ray.get(ref))
 
 
-def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator[tuple[int, int]]:
+def _placed(pool: _Pool, actor: Any, node: str, preflight: Preflight | None) -> None:
+    """Let an actor work that runs now, unless its machine has joined since the others were checked."""
+    if preflight is None or node in preflight.passed:
+        pool.idle.append(actor)
+    elif node in preflight.faults:
+        pool.park()
+    else:
+        pool.checking[preflight.ask(node)] = actor, node
+
+
+def _checked(pool: _Pool, ref: Any, preflight: Preflight) -> None:
+    """Let an actor work whose machine has been checked, or leave it without tasks."""
+    actor, node = pool.checking.pop(ref)
+    known = node in preflight.faults
+    fault = preflight.answer(node, ref)
+    if fault is None:
+        pool.idle.append(actor)
+        return
+    if not known:
+        warn(f"{fault}; it gets no work")
+    pool.park()
+
+
+def _run(
+    schedule: Schedule, pools: Sequence[_Pool], report: Report, preflight: Preflight | None
+) -> Iterator[tuple[int, int]]:
     """Give every free actor its next task until no unit is left; yield segment and unit of each."""
     import ray
     from ray.exceptions import RayError
@@ -264,17 +304,24 @@ def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator
                 running[state] = _Running(pool, actor, unit, passed)
             pool.grow(schedule.waiting(pool.number))
         starting = {ref: (pool, actor) for pool in pools for ref, actor in pool.starting.items()}
+        checking = {ref: pool for pool in pools for ref in pool.checking}
         reporting = any(task.pool.reports for task in running.values())
-        timeout = _REPORT_SECONDS if reporting else None
-        done, _ = ray.wait([*running, *starting], num_returns=1, timeout=timeout)
+        stuck = preflight is not None and bool(preflight.faults) and not running and not checking
+        timeout = _REPORT_SECONDS if reporting else FREE_SECONDS if stuck else None
+        done, _ = ray.wait([*running, *starting, *checking], num_returns=1, timeout=timeout)
+        if not done and stuck and preflight is not None:
+            raise next(iter(preflight.faults.values()))
         if not done:
             _reported(running, report)
         for ref in done:
+            if ref in checking and preflight is not None:
+                _checked(checking[ref], ref, preflight)
+                continue
             if ref in starting:
                 pool, actor = starting[ref]
                 del pool.starting[ref]
                 try:
-                    ray.get(ref)
+                    node = ray.get(ref)
                 except RayError as fault:
                     lost[_START] += 1
                     if lost[_START] == _ATTEMPTS:
@@ -283,7 +330,7 @@ def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator
                     pool.starting[actor.ready.remote()] = actor
                 else:
                     lost[_START] = 0
-                    pool.idle.append(actor)
+                    _placed(pool, actor, node, preflight)
                 continue
             task = running.pop(ref)
             try:
@@ -333,8 +380,11 @@ class UnitActor:
             Path(self._folder.name, name).write_bytes(data)
         return Path(self._folder.name)
 
-    def ready(self) -> None:
-        """Return when the actor has been placed on a machine."""
+    def ready(self) -> str:
+        """Return the id of the node on which the actor has been placed."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     def done(self) -> int:
         """Return how many items of the present task are done."""

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -81,25 +82,30 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
     }
     running = Cluster()
     running.nodes = {}
+
+    def join(name: str, home: Path, **options: Any) -> Any:
+        return running.add_node(
+            num_cpus=1,
+            object_store_memory=80_000_000,
+            node_name=name,
+            env_vars={
+                "AWS_ENDPOINT_URL": object_store_server.endpoint,
+                "AWS_ACCESS_KEY_ID": "tests",
+                "AWS_SECRET_ACCESS_KEY": "tests",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "UHR_TEST_NODE": name,
+                "HOME": str(home),
+                "PYTHONPATH": f"{home}:{search}",
+            },
+            **options,
+        )
+
+    running.join = join
     try:
         for name in NODES:
             options = {"_system_config": quick, "include_dashboard": False} if name == "head" else {}
-            running.nodes[name] = running.add_node(
-                num_cpus=1,
-                object_store_memory=80_000_000,
-                node_name=name,
-                env_vars={
-                    "AWS_ENDPOINT_URL": object_store_server.endpoint,
-                    "AWS_ACCESS_KEY_ID": "tests",
-                    "AWS_SECRET_ACCESS_KEY": "tests",
-                    "AWS_DEFAULT_REGION": "us-east-1",
-                    "AWS_EC2_METADATA_DISABLED": "true",
-                    "UHR_TEST_NODE": name,
-                    "HOME": str(homes / name),
-                    "PYTHONPATH": f"{homes / name}:{search}",
-                },
-                **options,
-            )
+            running.nodes[name] = join(name, homes / name, **options)
         yield running
     finally:
         ray.shutdown()
@@ -295,12 +301,11 @@ def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, mon
     assert f"of the source {images} cannot be read (" in fault()
 
 
-def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_path):
+def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_path, chat):
     monkeypatch.setenv(machine.KEY, "a secret")
     pipeline = tmp_path / "caption.yaml"
-    pipeline.write_text(
-        "stages: [header, decode, {stage: caption, server: {url: 'http://a/v1', model: m}}]\nrules: {}\n"
-    )
+    entry = f"{{stage: caption, server: {{url: '{chat.url}', model: m}}}}"
+    pipeline.write_text(f"stages: [header, decode, {entry}]\nrules: {{}}\n")
     stages = CurationPlan.of(load(str(pipeline), [])).passes[-1].batches
     facts = machine.facts_of(stages)
     assert facts.secrets == (machine.KEY,)
@@ -309,6 +314,92 @@ def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_pa
     monkeypatch.delenv(machine.KEY)
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set, which is where the run was started"):
         machine.check(stages, facts)
+
+
+def test_a_server_that_a_machine_cannot_reach_is_one_line(tmp_path, chat):
+    def stages(url: str) -> Any:
+        pipeline = tmp_path / "caption.yaml"
+        entry = f"{{stage: caption, name: words, server: {{url: '{url}', model: m}}}}"
+        pipeline.write_text(f"stages: [header, decode, {entry}]\nrules: {{}}\n")
+        return CurationPlan.of(load(str(pipeline), [])).passes[-1].batches
+
+    there = stages(chat.url)
+    machine.check(there, machine.facts_of(there))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        gone = stages(url)
+        with pytest.raises(UserError) as error:
+            machine.check(gone, machine.facts_of(gone))
+    said = str(error.value)
+    assert said.startswith(f"stage 'words': {url} cannot be reached (")
+    assert said.endswith("Connection refused): start it, or let this machine reach it")
+
+
+LATE = """
+
+class Model(BatchStage):
+    name = "model"
+    needs = ("width",)
+    adds = (Column("by", pa.string(), "the machine"),)
+    resources = Resources(num_gpus=0, batch_size=1, actors=(1, 3))
+
+    class Params(Config):
+        until: str
+
+    def score(self, rows, views):
+        import os
+
+        end = time.monotonic() + 100
+        while not Path(self.params.until).exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return {"by": [os.environ.get("UHR_TEST_NODE", "here")] * len(rows)}
+"""
+
+
+@pytest.mark.ray
+def test_a_machine_that_joins_later_is_checked_before_it_gets_work(cluster, homes, images, tmp_path, outside):
+    module = tmp_path / "elsewhere" / outside / "__init__.py"
+    imports = "import FrameStage, SetStage"
+    module.write_text(module.read_text().replace(imports, f"{imports}, BatchStage, Resources") + LATE)
+    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
+    (homes / "late").mkdir()
+    old = homes / "late" / "numba-0.0.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: numba\nVersion: 0.0.1\n")
+    for number in range(3 - len(cluster.list_all_nodes())):
+        cluster.join(f"other-{number}", homes / "head")
+    pipeline = tmp_path / "late.yaml"
+    checked = tmp_path / "checked"
+    model = f"{{stage: '{outside}:Model', until: '{checked}'}}"
+    pipeline.write_text(f"stages: [header, {model}]\nrules: {{}}\nunit: 1\n")
+    out = tmp_path / "out"
+    # two machines for the CPUs and the first actor; a second actor takes the third one; the next one waits
+    command = ("curate", "run", pipeline, "--source", images, "--out", out, "--address", cluster.address)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "uhr", *map(str, command), "--workers", "1"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while running.poll() is None and not list((out / "units").glob("unit-*")):
+        time.sleep(0.02)
+    late = cluster.join("late", homes / "late")
+    assert running.stderr is not None
+    errors = ""
+    for line in running.stderr:
+        errors += line
+        if "machine late" in line:
+            checked.touch()  # until then no image is scored
+    running.wait()
+    cluster.remove_node(late, allow_graceful=False)
+    assert running.returncode == 0, errors
+    assert errors.count("machine late: numba is 0.0.1, and ") == 1
+    assert "install the same version there; it gets no work" in errors
+    machines = {row["by"] for row in Manifest.open(out).table().to_pylist()} - {None}
+    assert machines
+    assert "late" not in machines
 
 
 def test_a_machine_is_checked_only_for_the_segments_that_it_can_run():

@@ -1,4 +1,5 @@
 """Check every machine of a Ray cluster before any work: one that lacks something ends the run in one line.
+One that joins later is checked before it gets work.
 
 Without it a run would fail image by image, or hours later, on the machine that has another version, no
 weights or no credentials. A machine is only checked for the segments that it can run.
@@ -70,59 +71,94 @@ class Expected:
     folder: str
 
 
-def check_machines(
-    plan: UnitPlan, segments: Sequence[Segment], shared_gpus: int, path: Sequence[str], carry: bool
-) -> None:
-    """Check every machine of the connected cluster that can run one of the segments.
+Fault = tuple[str, str | None]
+"""What a machine lacks, and the fix."""
 
-    shared_gpus: of the workers of a segment without workers of its own. path: module search path.
-    Raises UserError for the first machine, by name, that cannot do the work.
+
+class Preflight:
+    """What the machines of the connected cluster are checked for, and which of them can work.
+
+    shared_gpus: of the workers of a segment without workers of its own. path: module search path. `faults`
+    has the machines, by the ids of their nodes, that cannot work.
     """
-    import ray
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    tasks = [
-        Task(
-            pickle.dumps(s.work),
-            s.work.facts(plan),
-            s.cpus,
-            (shared_gpus if s.workers is None else s.gpus) or 0,
-            s.accelerator,
-        )
-        for s in segments
-    ]
-    libraries = sorted({*LIBRARIES, *(name for s in segments for name in s.work.libraries())})
-    file = None if carry else plan.mark()
-    store = None if plan.mirror is None else plan.mirror.address
-    expected = Expected(versions(libraries), code_hash(), file, store, path, os.getcwd())
-    answers = {}
-    for node in ray.nodes():
-        own = [task for task in tasks if task.fits(node["Resources"])] if node["Alive"] else []
-        if not own:
-            continue
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ask = ray.remote(_fault).options(num_cpus=0, max_retries=2, scheduling_strategy=strategy)
-        answers[ask.remote(own, expected)] = _name(node)
-    done, silent = ray.wait(list(answers), num_returns=len(answers), timeout=SECONDS)
-    faults: dict[str, tuple[str, str | None]] = {}
-    for ref in silent:
-        faults[answers[ref]] = f"has not answered for {SECONDS:g} s", "look at it, or remove it"
-    for ref in done:
+    def __init__(
+        self,
+        plan: UnitPlan,
+        segments: Sequence[Segment],
+        shared_gpus: int,
+        path: Sequence[str],
+        carry: bool,
+    ) -> None:
+        self._tasks = [
+            Task(
+                pickle.dumps(s.work),
+                s.work.facts(plan),
+                s.cpus,
+                (shared_gpus if s.workers is None else s.gpus) or 0,
+                s.accelerator,
+            )
+            for s in segments
+        ]
+        libraries = sorted({*LIBRARIES, *(name for s in segments for name in s.work.libraries())})
+        file = None if carry else plan.mark()
+        store = None if plan.mirror is None else plan.mirror.address
+        self._expected = Expected(versions(libraries), code_hash(), file, store, path, os.getcwd())
+        self.passed: set[str] = set()
+        self.faults: dict[str, UserError] = {}
+
+    def check_all(self) -> None:
+        """Check every machine that can run one of the segments.
+
+        Raises UserError for the first machine, by name, that cannot do the work.
+        """
+        import ray
+
+        answers = {self.ask(node["NodeID"]): node for node in ray.nodes() if self._own(node)}
+        done, silent = ray.wait(list(answers), num_returns=len(answers), timeout=SECONDS)
+        faults: dict[str, UserError] = {}
+        for ref in silent:
+            what = f"machine {_name(answers[ref])}: has not answered for {SECONDS:g} s"
+            faults[_name(answers[ref])] = UserError(what, "look at it, or remove it")
+        for ref in done:
+            fault = self.answer(answers[ref]["NodeID"], ref)
+            if fault is not None:
+                faults[_name(answers[ref])] = fault
+        if faults:
+            first = faults[min(faults)]
+            others = f" (and {len(faults) - 1} more of {len(answers)} machines cannot work)"
+            raise UserError(first.what + (others if len(faults) > 1 else ""), first.fix)
+
+    def ask(self, node_id: str) -> Any:
+        """Begin to check a machine; the result is for `answer`."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        check = ray.remote(_fault).options(num_cpus=0, max_retries=2, scheduling_strategy=strategy)
+        return check.remote([] if node is None else self._own(node), self._expected)
+
+    def answer(self, node_id: str, ref: Any) -> UserError | None:
+        """Return the fault of a machine that was checked; None if it can work."""
+        import ray
+        from ray.exceptions import RayError
+
         try:
-            fault = ray.get(ref)
+            fault: Fault | None = ray.get(ref)
         except RayError as error:
             why = one_line(error.__cause__ or error)[-200:]
             fault = f"cannot run uhr ({why})", "install the same version of uhr there"
-        if fault is not None:
-            faults[answers[ref]] = fault
-    if faults:
-        name = min(faults)
-        what, fix = faults[name]
-        more = (
-            f" (and {len(faults) - 1} more of {len(answers)} machines cannot work)" if len(faults) > 1 else ""
-        )
-        raise UserError(f"machine {name}: {what}{more}", fix)
+        if fault is None:
+            self.passed.add(node_id)
+            return None
+        names = [_name(node) for node in ray.nodes() if node["NodeID"] == node_id]
+        self.faults[node_id] = UserError(f"machine {names[0] if names else node_id}: {fault[0]}", fault[1])
+        return self.faults[node_id]
+
+    def _own(self, node: Mapping[str, Any]) -> list[Task]:
+        """Return the work that a machine can do."""
+        return [task for task in self._tasks if task.fits(node["Resources"])] if node["Alive"] else []
 
 
 def check_free(cpus: float, gpus: float) -> None:
@@ -172,7 +208,7 @@ def _name(node: Mapping[str, Any]) -> str:
     return host if name in ("", str(node["NodeManagerAddress"])) else name
 
 
-def _fault(tasks: Sequence[Task], expected: Expected) -> tuple[str, str | None] | None:
+def _fault(tasks: Sequence[Task], expected: Expected) -> Fault | None:
     """Say what this machine lacks, and the fix; None if nothing. Runs on each machine."""
     sys.path.extend(folder for folder in expected.path if folder not in sys.path)
     try:
