@@ -109,7 +109,7 @@ def _keys_of_chunk(ids: pa.Array) -> np.ndarray:
 
 
 def _value(digits: np.ndarray) -> np.ndarray:
-    """The numbers below 2^32 that eight hex digits in lower case stand for, one in each byte of a uint64."""
+    """The numbers below 2^32 whose eight hex digits in lower case are the bytes of a uint64."""
     # "0" to "9" are 0x30 to 0x39, "a" to "f" 0x61 to 0x66
     digits = (digits & 0x0F0F0F0F0F0F0F0F) + 9 * ((digits >> 6) & 0x0101010101010101)
     digits = (digits | (digits >> 4)) & 0x00FF00FF00FF00FF
