@@ -55,6 +55,7 @@ PRINTED_BY = {
     "train/run/estimate/estimate.py": ("train plan",),
     "train/evaluate/": ("eval run",),
     "train/evaluate/compare/": ("eval compare",),
+    "train/evaluate/checkpoints/": ("eval run",),
     "train/evaluate/generate.py": ("eval generate",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),

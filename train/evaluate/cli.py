@@ -60,6 +60,7 @@ Workers = Annotated[
 Address = Annotated[
     str | None, typer.Option(help="A Ray cluster, HOST:PORT; all paths must exist there too.")
 ]
+CHECKPOINTS = "Checkpoints of a training run"
 RESULT_HELP = "A folder that `uhr eval run` wrote, by itself or as NAME=FOLDER."
 
 
@@ -208,20 +209,26 @@ def generate_(
 
 @app.command("run")
 def run_(
-    name: Name,
-    images: Annotated[
-        Path,
-        typer.Option(
-            parser=local("--images"),
-            metavar="DIR",
-            help="A set of `uhr eval generate`, or a folder of any generator: files called by the index "
-            "of the prompt, or a metadata.jsonl.",
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROTOCOL|RUN",
+            help="A name of `uhr eval protocols` or a YAML file; with --checkpoints a training run.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(parser=local("--out"), metavar="DIR", help="The result; the same command resumes it."),
     ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--images"),
+            metavar="DIR",
+            help="A set of `uhr eval generate`, or a folder of any generator: files called by the index "
+            "of the prompt, or a metadata.jsonl.",
+        ),
+    ] = None,
     references: Annotated[
         Path | None,
         typer.Option(
@@ -259,40 +266,99 @@ def run_(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|STEPS",
+            help="Generate and score with each kept checkpoint of RUN, or of steps 100,200.",
+            rich_help_panel=CHECKPOINTS,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="PROTOCOL",
+            help="The protocol of --checkpoints.",
+            rich_help_panel=CHECKPOINTS,
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="SAMPLER", help="Default: the recipe's.", rich_help_panel=CHECKPOINTS),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Default: the sampler's.", rich_help_panel=CHECKPOINTS)
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="K=V", help="An option of the sampler.", rich_help_panel=CHECKPOINTS
+        ),
+    ] = None,
     device: Device = "auto",
     engine: Engine = "local",
     workers: Workers = 0,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Score the images of a protocol with its metrics."""
+    """Score the images of a protocol with its metrics, or each checkpoint of a training run."""
+    from uhr.base.config import apply_sets
     from uhr.runtime.pool import Pool
-    from uhr.train.evaluate import result, show
+    from uhr.train.evaluate import show
     from uhr.train.evaluate.job import evaluate
 
-    loaded, items, complete = _loaded(name, sets, prompts, first)
-    found = evaluate(
-        loaded.protocol,
-        items,
-        images,
-        references or (prompts if loaded.protocol.references.in_prompts else None),
-        out,
-        weights or [],
-        allow_missing=allow_missing,
-        trained_on=trained_on or [],
-        complete=complete,
-        seed=seed,
-        device=device,
-        pool=Pool.of(engine, workers, address),
-    )
+    _check_target(checkpoints, name, images, {"--sampler": sampler, "--steps": steps, "--option": option})
+    loaded, items, complete = _loaded(target if name is None else name, sets, prompts, first)
+    pool = Pool.of(engine, workers, address)
+    scoring: dict[str, Any] = {
+        "references": references or (prompts if loaded.protocol.references.in_prompts else None),
+        "weights": weights or [],
+        "allow_missing": allow_missing,
+        "complete": complete,
+        "seed": seed,
+        "device": device,
+        "pool": pool,
+    }
+    if checkpoints is not None:
+        from uhr.train.evaluate.checkpoints.run import CheckpointJob, chosen_steps, evaluate_checkpoints
 
-    def print_result(_: object) -> None:
-        show.print_result(found.info)
-        say(f"\n{shown(found.folder / result.SCORES)} has a row per image")
-        say(f"next: {console.command('eval', 'compare', out, 'OTHER', '--out', 'page.html')}")
-
+        run = local("RUN")(target)
+        sampling = {
+            "sampler": sampler,
+            "steps": steps,
+            "options": apply_sets({}, option or []),
+            "device": device,
+        }
+        facts = evaluate_checkpoints(
+            CheckpointJob(
+                run, chosen_steps(run, checkpoints), loaded.protocol, items, out, sampling, scoring, pool
+            )
+        )
+        console.emit(facts, as_json, lambda facts: show.print_checkpoints(facts, out))
+        return
+    assert images is not None
+    found = evaluate(loaded.protocol, items, images, out=out, trained_on=trained_on or [], **scoring)
     value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
-    console.emit(value, as_json, print_result)
+    console.emit(value, as_json, lambda _: show.print_result(found))
+
+
+def _check_target(
+    checkpoints: str | None, protocol: str | None, images: Path | None, sampling: dict[str, Any]
+) -> None:
+    """Raise UserError for options that do not go together."""
+    if checkpoints is None:
+        for option, value in {"--protocol": protocol, **sampling}.items():
+            if value:
+                raise UserError(
+                    f"{option} is an option of --checkpoints", "leave it out, or give --checkpoints all"
+                )
+        if images is None:
+            raise UserError("--images is missing", "name the folder of the generated images")
+    elif images is not None:
+        raise UserError("--images and --checkpoints", "give one of them: checkpoints generate their images")
+    elif protocol is None:
+        raise UserError("--protocol is missing", "name the protocol of --checkpoints")
 
 
 @app.command("compare")

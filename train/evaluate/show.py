@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from uhr.base.console import counted, say, shown, table
+from uhr.base.console import command, counted, say, shown, table
 from uhr.base.formatting import number
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.overlap import describe
 from uhr.train.evaluate.protocol import EvalProtocol
-from uhr.train.evaluate.result import ColumnResult, ResultInfo
+from uhr.train.evaluate.result import SCORES, ColumnResult, Result
 
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
@@ -65,8 +67,9 @@ def precise(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def print_result(info: ResultInfo) -> None:
+def print_result(found: Result) -> None:
     """Print the values of a result with their intervals, and what is missing."""
+    info = found.info
     incomplete = "" if info.protocol.complete else " (not all prompts of the protocol)"
     say(f"{info.protocol.id}, {counted(info.n, 'image')}{incomplete}")
     rows = [
@@ -79,6 +82,23 @@ def print_result(info: ResultInfo) -> None:
     if info.references is not None:
         say(f"references: {counted(info.references.count, 'image')} of {shown(info.references.place)}")
     say(f"overlap with training: {describe(info.overlap)}")
+    say(f"\n{shown(found.folder / SCORES)} has a row per image")
+    say(f"next: {command('eval', 'compare', found.folder, 'OTHER', '--out', 'page.html')}")
+
+
+def print_checkpoints(facts: Mapping[str, Any], out: Path) -> None:
+    """Print the values of the checkpoints of a run, a line per step."""
+    say(f"{facts['protocol']}, {counted(facts['n'], 'image')} for each checkpoint of {shown(facts['run'])}")
+    names = list(facts["steps"][0]["values"])
+    rows = []
+    for each in facts["steps"]:
+        values = [{k: v for k, v in each["values"][name].items() if k != "metric"} for name in names]
+        cells = [
+            with_interval(ColumnResult(name=name, **value)) for name, value in zip(names, values, strict=True)
+        ]
+        rows.append([each["step"], *cells])
+    table(("step", *names), rows)
+    say(f"\n{shown(out / 'checkpoints.html')} draws them against steps")
 
 
 def print_metrics(rows: list[dict[str, Any]], whole: bool) -> None:

@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from uhr.base.console import progress, shown
-from uhr.base.errors import UserError, install, one_line
+from uhr.base.console import progress
+from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving
-from uhr.base.formatting import number
 from uhr.train.evaluate.bootstrap import Difference
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
 from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file
+from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.images import ImageRef
 from uhr.train.evaluate.overlap import describe
 from uhr.train.evaluate.result import ResultInfo
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
 
 if TYPE_CHECKING:
-    import jinja2
     import numpy as np
 
 HERE = Path(__file__).parent
@@ -73,28 +72,10 @@ def write_page(found: Comparison, out: Path, budget: int = EMBEDDED) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
-    template = _template()
-    text = template.render(**_content(found, out, budget))
+    text = template(HERE / "page.html").render(**_content(found, out, budget))
     with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
-
-
-def _template() -> jinja2.Template:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError(f"the page needs jinja2 ({one_line(error)})", install("eval")) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(number=number)
-    environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
-    return environment.get_template("page.html")
 
 
 def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Each kept checkpoint of a run is sampled and scored, and its values are drawn against steps."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.train.recipes import resolve
+from uhr.train.run.job import start
+from uhr.train.run.trainer import train
+
+OWN = [{"metric": "own_metrics:Brightness"}, {"metric": "random-frechet", "label": "missing"}]
+
+
+@pytest.fixture(scope="module")
+def run(small_set, tiny_flux, fast, tmp_path_factory):
+    """A LoRA with checkpoints of steps 1, 2 and 3."""
+    out = tmp_path_factory.mktemp("a run") / "run"
+    sets = [*fast, "phases.main.steps=3", "phases.main.lr=0.5", "runtime.checkpoint_every=1"]
+    sets += ["runtime.keep_checkpoints=9", "sampling.guidance=1"]
+    train(start(resolve("lora", None, sets), str(tiny_flux), [small_set.folder], out))
+    return out
+
+
+@pytest.fixture
+def file(protocol, small_set):
+    """A protocol with a caption of the training data among its prompts."""
+    captions = pq.read_table(small_set.folder / "samples")["caption"].to_pylist()
+    Path("prompts.txt").write_text(f"{next(filter(None, captions))}\na tower\n")
+    return protocol(size="64x64", metrics=OWN, references={"kind": "none"}, prompts={"file": "prompts.txt"})
+
+
+def test_all_kept_checkpoints_are_scored_and_drawn(run, file, uhr, browser, tmp_path):
+    given = ("eval", "run", run, "--checkpoints", "all", "--protocol", file, "--steps", 1, "--out", "out")
+    code, out, err = uhr(*given, "--device", "cpu", "--allow-missing", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert [each["step"] for each in facts["steps"]] == [1, 2, 3]
+    values = [each["values"]["brightness"]["value"] for each in facts["steps"]]
+    assert len(set(values)) == 3
+    assert facts["overlap"]["prompts"] == {"count": 1, "names": ["0000"]}
+    made = json.loads(Path("out/steps/00000002/result/result.json").read_text())["made"]["request"]
+    assert (made["sampler"], made["steps"], made["guidance"]) == ("euler", 1, 1.0)
+    assert [Path(each["name"]).parts[-2] for each in made["adapters"]] == ["00000002"]
+    with browser.page() as page:
+        page.open((tmp_path / "out" / "checkpoints.html").as_uri())
+        assert page.run("document.querySelectorAll('circle').length") == 3
+        heights = page.run(
+            "[...document.querySelectorAll('circle')].map((one) => Number(one.getAttribute('cy')))"
+        )
+        assert sorted(range(3), key=lambda at: -heights[at]) == sorted(range(3), key=lambda at: values[at])
+        assert "1 of 2 prompts" in page.text()
+        assert page.faults == []
+    # nothing is generated or scored again
+    Path("scored").unlink()
+    assert uhr(*given, "--device", "cpu", "--allow-missing")[0] == 0
+    assert not Path("scored").exists()
+
+
+def test_mistakes_are_one_line(run, file, uhr):
+    for given, says in (
+        ((run, "--checkpoints", "5", "--protocol", file), "has no checkpoint of step 5: it has: 1, 2, 3"),
+        ((run, "--checkpoints", "some", "--protocol", file), "write all, or steps such as 100,200"),
+        ((run, "--checkpoints", "all"), "--protocol is missing"),
+        ((run, "--checkpoints", "all", "--protocol", file, "--images", "."), "give one of them"),
+        ((file, "--protocol", file, "--images", "."), "--protocol is an option of --checkpoints"),
+        ((file,), "--images is missing"),
+        (("nowhere", "--checkpoints", "all", "--protocol", file), "nowhere"),
+    ):
+        code, _, err = uhr("eval", "run", *given, "--out", "o")
+        assert (code, says in err, err.count("\n")) == (1, True, 1), err
