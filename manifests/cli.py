@@ -355,7 +355,7 @@ def history(
     path: Folder,
     sample: Annotated[str, typer.Argument(metavar="SAMPLE", help="Sample id, its beginning, or a uri.")],
     below: Annotated[
-        Path | None, _place("--in", "DIR", "Also manifests in DIR that were made from these.", local)
+        Any, _place("--in", "DIR", "Also manifests in DIR or below an s3:// address made from these.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,5 +1,5 @@
 """The history of one sample: its row in a manifest, in the parents of the manifest, and in the manifests
-below a folder that were made from it.
+below a folder or an address that were made from it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import finite
-from uhr.manifests.info import FILE, ManifestInfo, read_info
+from uhr.base.paths import in_store
+from uhr.base.store import ObjectStore
+from uhr.manifests.info import FILE, ManifestInfo
 from uhr.manifests.lineage import lineage, summary, why_absent
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.places import info_at
 from uhr.manifests.schema import REJECTED
 
 
@@ -40,14 +43,14 @@ class Step:
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[Step]:
+def history(manifest: Manifest, sample: str, below: Path | str | None = None) -> list[Step]:
     """Return the steps of `sample` (a sample id, the beginning of one, or a uri), from its origin on.
 
-    The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders
-    that were made from one of the chain. Raises UserError if neither `manifest` nor one of its parents has
-    the sample, or if `below` is no folder.
+    The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders,
+    or below this address, that were made from one of the chain. Raises UserError if neither `manifest` nor one
+    of its parents has the sample, or if `below` is no folder.
     """
-    if below is not None and not below.is_dir():
+    if below is not None and not in_store(below) and not Path(below).is_dir():
         raise UserError(f"--in {below} is no folder", "name a folder that has manifests in it")
     chain = lineage(manifest.path)
     chain.sort(key=lambda link: -link["depth"])
@@ -111,24 +114,32 @@ def _rule(info: ManifestInfo, name: str | None) -> str | None:
     return next((rule.where for rule in info.rules if rule.name == name), None)
 
 
-def _descendants(folder: Path, known: set[str]) -> Iterator[Manifest]:
-    """Yield the manifests below `folder` that were made from one of `known`, parents before children."""
-    infos: dict[Path, ManifestInfo] = {}
-    for file in sorted(folder.rglob(FILE)):
+def _descendants(below: Path | str, known: set[str]) -> Iterator[Manifest]:
+    """Yield the manifests below a folder or address that were made from one of `known`, parents before
+    children.
+    """
+    found: list[Path | str]
+    if in_store(below):
+        names = [f"/{name}" for name in sorted(ObjectStore(below).names())]
+        found = [below + name.removesuffix(f"/{FILE}") for name in names if name.endswith(f"/{FILE}")]
+    else:
+        found = [file.parent for file in sorted(Path(below).rglob(FILE))]
+    infos: dict[Path | str, ManifestInfo] = {}
+    for place in found:
         try:
-            infos[file.parent] = read_info(file.parent)
+            infos[place] = info_at(place)
         except UserError:
             continue  # not a manifest of ours that can be read, hence not known to be a descendant
     made = set(known)
     while True:
         more = {
-            path: info
-            for path, info in infos.items()
+            place: info
+            for place, info in infos.items()
             if info.id not in made and any(parent.id in made for parent in info.parents)
         }
         if not more:
             return
-        for path, info in more.items():
+        for place, info in more.items():
             if info.id not in made:
                 made.add(info.id)
-                yield Manifest.open(path)
+                yield Manifest.open(place)

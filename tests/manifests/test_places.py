@@ -82,6 +82,8 @@ def test_every_command_takes_an_address(
         top,
         half,
     ]
+    steps = answer("history", stored, sample, "--in", f"s3://{s3.bucket}/sets")
+    assert [step["path"] for step in steps] == [str(manifest.path), stored, top, half]
     assert answer("diff", stored, top)["rows"] == {"only_a": 90, "only_b": 0, "both": 10, "changed": 0}
 
 
