@@ -47,8 +47,8 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
     """Return the steps of `sample` (a sample id, the beginning of one, or a uri), from its origin on.
 
     The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders,
-    or below this address, that were made from one of the chain. Raises UserError if neither `manifest` nor one
-    of its parents has the sample, or if `below` is no folder.
+    or below this address, that were made from one of the chain. Raises UserError if neither `manifest` nor
+    one of its parents has the sample, or if `below` is no folder.
     """
     if below is not None and not in_store(below) and not Path(below).is_dir():
         raise UserError(f"--in {below} is no folder", "name a folder that has manifests in it")
