@@ -422,6 +422,31 @@ def export_(
     console.emit(answer, as_json, text)
 
 
+@app.command("import")
+def import_(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            parser=local("CONFIG", utf8=True),
+            metavar="FILE|DIR",
+            help="kohya's dataset or training TOML, or its train_data_dir; ai-toolkit's YAML; SimpleTuner's "
+            "multidatabackend.json.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", parser=local("--out", utf8=True), metavar="DIR", help="Folder for two files."),
+    ],
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe that is changed.")] = "lora",
+    as_json: Json = False,
+) -> None:
+    """Turn another trainer's configuration into a pipeline and a recipe; see docs/coming-from.md."""
+    from uhr.train.foreign.job import import_config, print_imported
+
+    done = import_config(config, out, recipe)
+    console.emit(done.describe(), as_json, lambda _: print_imported(done))
+
+
 @app.command("log")
 def log_(run: RunFolder, as_json: Json = False) -> None:
     """Show the log of a run: loss, learning rate and gradient norm, a line per range of steps."""

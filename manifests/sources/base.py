@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,14 +208,16 @@ class Source(Config, ABC):
     """Where samples come from. A subclass is one kind, with its options as fields; `open` must give the same
     bytes in any process, and for a row that was read from a manifest.
 
-    `license` and `contract` are values for the items whose own files and tables state none. `table` has more
-    values of the items.
+    `license`, `contract` and `caption` are values for the items whose own files and tables state none. In
+    `caption`, `{stem}` is the name of the item's file without suffix, with spaces for `_` and `-`. `table`
+    has more values of the items.
     """
 
     kind: ClassVar[str]
 
     license: str | None = None
     contract: str | None = None
+    caption: str | None = None
     table: TableJoin | None = None
 
     @classmethod
@@ -284,11 +287,15 @@ class Source(Config, ABC):
         listing = self._list(advance)
         if self.table is not None:
             listing = self.table.joined(listing)
-        for name, value in (("license", self.license), ("contract", self.contract)):
+        given = {"license": self.license, "contract": self.contract, "caption": self.caption}
+        for name, value in given.items():
             if value is None:
                 continue
             items = listing.items
-            column = pa.repeat(pa.scalar(value, pa.string()), items.num_rows)
+            texts = [value] * items.num_rows
+            if name == "caption" and "{stem}" in value:
+                texts = [value.replace("{stem}", _words(uri)) for uri in items["uri"].to_pylist()]
+            column = pa.array(texts, pa.string())
             if name in items.schema.names:
                 column = pc.call_function("coalesce", [items[name], column])
                 items = items.drop_columns(name)
@@ -319,6 +326,11 @@ class Source(Config, ABC):
         """Leave out what was cached, such as open files: every process opens its own."""
         state = super().__getstate__()
         return {**state, "__dict__": {k: v for k, v in self.__dict__.items() if k in type(self).model_fields}}
+
+
+def _words(uri: str) -> str:
+    """The name of an item's file as a text: without its suffix, with spaces for `_` and `-`."""
+    return re.sub(r"[_-]+", " ", Path(unescaped(uri)).stem).strip()
 
 
 def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Table:

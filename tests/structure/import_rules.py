@@ -29,7 +29,8 @@ COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.fetch", "u
 LADDERS = {
     "uhr.models": "llm ops files specs surgery adapters attention vae families loading scores metrics "
     "publish samplers generate estimate zoo show cli",
-    "uhr.train": "timesteps optimisers objectives trainable recipes encode data run generate evaluate cli",
+    "uhr.train": "timesteps optimisers objectives trainable recipes encode data run generate evaluate "
+    "foreign cli",
     # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run
     "uhr.curate": "measures faults stage frame patch_frame rules sidecars sources config stages "

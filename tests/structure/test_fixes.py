@@ -59,6 +59,8 @@ PRINTED_BY = {
     "train/evaluate/generate.py": ("eval generate",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),
+    "train/foreign/": ("train import",),
+    "train/foreign/job.py": ("train run",),  # the commands that follow
     "train/run/exports/": ("train export",),
     "train/run/exports/text.py": SAMPLE,  # the command that uses the file
     "train/generate/run.py": SAMPLE,
@@ -132,8 +134,12 @@ NO_ERRORS = (
     "uhr/sample/options.py",
     "uhr/doctor.py",
     "models/publish/card.py",
+    "train/foreign/kohya.py",
+    "train/foreign/ai_toolkit.py",
+    "train/foreign/simpletuner.py",
 )
-"""Definitions of commands and their help, and a card that is read elsewhere."""
+"""Definitions of commands and their help, a card that is read elsewhere, and tables of the settings of other
+trainers, which name options of several commands."""
 
 GROUPS = ("models", "train", "sample", "manifest", "curate", "eval")
 

@@ -1,0 +1,1 @@
+"""Configurations of other trainers, read as a pipeline of curation and changes to a recipe."""
