@@ -52,7 +52,7 @@ def without_dates(found: dict[str, bytes]) -> dict[str, Any]:
     return {**found, RECORD: {key: record[key] for key in record.keys() - {"created"}}}
 
 
-@pytest.mark.parametrize("to", ["webdataset", "hf", "folder", "pairs"])
+@pytest.mark.parametrize("to", ["webdataset", "hf", "folder"])
 def test_the_objects_are_the_files_of_a_folder(to: str, s3: Any, images: Manifest, tmp_path: Path) -> None:
     there, here = f"s3://{s3.bucket}/sets/a", tmp_path / "sets/a"
     result = run(to, images, there)
@@ -195,7 +195,7 @@ def test_an_address_that_cannot_be_written_is_one_line(
         run("hf", images, f"s3://{s3.bucket}/pairs")
 
 
-@pytest.mark.parametrize("to", ["webdataset", "hf", "kohya"])
+@pytest.mark.parametrize("to", ["webdataset", "kohya"])
 def test_forget_takes_samples_out_of_exports_in_a_store(
     to: str, s3: Any, images: Manifest, tmp_path: Path
 ) -> None:
