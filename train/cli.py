@@ -371,8 +371,9 @@ def export_(
             help="With --to: the image in its metadata; default: the run's last validation image.",
         ),
     ] = None,
-    checkpoint: Annotated[
-        int | None, typer.Option(help="Step of a checkpoint; the newest otherwise.")
+    step: Annotated[
+        int | None,
+        typer.Option("--step", "--checkpoint", help="The adapter after this step; the newest otherwise."),
     ] = None,
     weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
     as_json: Json = False,
@@ -394,7 +395,7 @@ def export_(
         if name is None and (out is None or out.suffix != ".safetensors"):
             raise UserError("--name is missing", "name the file of the adapter: --name STYLE")
         form = file_form(to)
-        written = export_file(run, form, name or "", out, checkpoint, which, trigger, preview)
+        written = export_file(run, form, name or "", out, step, which, trigger, preview)
         console.emit(written.describe(), as_json, lambda _: print_file(run, written))
         return
     for option, value in (("--name", name), ("--trigger", trigger), ("--preview", preview)):
@@ -402,7 +403,7 @@ def export_(
             raise UserError(f"{option} {value} without --to", "name a program: --to comfyui")
     if out is None:
         raise UserError("--out is missing", "name a new folder, or one file by --to comfyui --name STYLE")
-    folder, info = export(run, out, checkpoint, which)
+    folder, info = export(run, out, step, which)
     needed = needed_files(run, info)
 
     def text(_: Any) -> None:

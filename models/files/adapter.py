@@ -11,16 +11,20 @@ from uhr.models.files.containers import is_gguf, stored_tensors
 from uhr.models.files.folders import MODEL_INDEX, check_folder
 from uhr.models.files.foreign import SAFETENSORS
 from uhr.models.files.kinds import ADAPTER, kind_of
+from uhr.models.files.run_steps import adapter_of_step, all_steps, split_step
 
 
 def lora_file(path: str | Path) -> Path:
-    """Return the safetensors file of an adapter: the file itself, or the only one in a folder.
+    """Return the safetensors file of an adapter: the file itself, the only one in a folder, or that of a step
+    of a training run, `RUN@STEP`.
 
     Raises UserError if there is none, and for a file of another kind, which the error names.
     """
     path = user_path(path)
     check_utf8("adapter", path)
-    if path.is_dir():
+    if (named := split_step(path)) is not None:
+        path = adapter_of_step(*named)
+    elif path.is_dir():
         path = _only_file(path)
     elif not path.exists():
         fix = or_similar(path, "name a .safetensors file or the folder of one")
@@ -38,6 +42,11 @@ def _only_file(folder: Path) -> Path:
     if (folder / MODEL_INDEX).is_file():
         raise UserError(f"adapter {folder} is a whole model, not an adapter", "give it as the model")
     files = sorted(path for suffix in SAFETENSORS for path in folder.glob(f"*{suffix}"))
+    if not files and (steps := all_steps(folder)):
+        which = f"name a step of it, {folder}@{steps[-1]}"
+        raise UserError(
+            f"adapter {folder} is a training run", f"{which}; it has: {', '.join(map(str, steps))}"
+        )
     if not files:
         check_folder(folder, f"adapter {folder}")
     if len(files) != 1:

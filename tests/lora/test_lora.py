@@ -14,7 +14,7 @@ MOMENTS = [
     ("uhr.curate.run.job:commit", 0),
     ("uhr.train.encode.run:commit", 0),
     ("uhr.train.run.trainer:Trainer.step", 3),
-    ("uhr.train.run.checkpoints.checkpoint:keep_newest", 1),
+    ("uhr.train.run.checkpoints.kept:keep_newest", 1),
     ("uhr.train.run.export:export", 0),
     ("uhr.lora.steps:shutil.copyfile", 0),
 ]

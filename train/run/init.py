@@ -25,6 +25,7 @@ from uhr.models.adapters.formats.usage import Usage
 from uhr.models.adapters.merging import fuse
 from uhr.models.estimate.shapes import empty_components
 from uhr.models.files.adapter import lora_file
+from uhr.models.files.run_steps import RUN
 from uhr.models.loading.model import empty_transformer
 from uhr.models.publish.component import NAME as COMPONENT
 from uhr.models.publish.export import RECORD, WEIGHTS, write_lora
@@ -35,9 +36,6 @@ from uhr.train.recipes.core.base import RecipeBase
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, InitRef
 from uhr.train.trainable.adapters import FUSED, Adapter
-
-RUN = "run.json"
-"""The file that marks a run's folder."""
 
 _A_VAE = "name a run, or the folder or file of a VAE"
 

@@ -30,7 +30,7 @@ from uhr.train.recipes import NAMES, read_recipe, recipe_class
 from uhr.train.recipes.core.base import Recipe, RecipeBase, leaves
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
-from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints import checkpoint, kept
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
 from uhr.train.run.monitoring import validation_images
 from uhr.train.run.monitoring.held_out import check_held_out
@@ -50,7 +50,18 @@ RAY = ".ray"
 
 LAYOUT = FolderLayout(
     "a run",
-    (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, *LOGGERS, STOP, RAY, _LOCK),
+    (
+        FILE,
+        LOG,
+        checkpoint.FOLDER,
+        kept.FOLDER,
+        init.FOLDER,
+        validation_images.FOLDER,
+        *LOGGERS,
+        STOP,
+        RAY,
+        _LOCK,
+    ),
     (FILE, _LOCK),
 )
 
@@ -348,6 +359,7 @@ def _present(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _job(out: Path, recipe: RecipeBase, model: Model, info: RunInfo, data: list[NamedData]) -> Job:
     checkpoint.clear_leftovers(out)
+    kept.clear_leftovers(out)
     found = checkpoint.newest(out)
     if found is None:
         return Job(out, recipe, model, info, data, None)

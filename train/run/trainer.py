@@ -23,7 +23,7 @@ from uhr.train.recipes.core.base import Recipe
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
 from uhr.train.run.backbone import BackboneModel
-from uhr.train.run.checkpoints import checkpoint, optim
+from uhr.train.run.checkpoints import checkpoint, kept, optim
 from uhr.train.run.checkpoints.average import decay_at, describe_average
 from uhr.train.run.checkpoints.masters import Masters
 from uhr.train.run.checkpoints.state import TrainState, copy_into, seed_everything
@@ -337,7 +337,7 @@ class Trainer:
             self.ranks,
         )
         if self.ranks.first:
-            checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
+            kept.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import uhr.train.run.checkpoints.checkpoint as checkpoint_module
+from uhr.train.run.checkpoints import kept
 from uhr.train.run.checkpoints.checkpoint import folder_of, steps
 from uhr.train.run.trainer import Trainer
 
@@ -158,7 +159,7 @@ def test_a_run_that_ended_at_once_goes_on_from_its_last_checkpoint(straight, mom
                 os, "replace", lambda a, b: die() if "step-00000004" in str(b) else real_replace(a, b)
             )
         else:  # the second checkpoint is complete, the first one is half removed
-            patched.setattr(checkpoint_module, "keep_newest", die)
+            patched.setattr(kept, "keep_newest", die)
         with pytest.raises(Death):
             main(["train", "run", "lora", *arguments, "--out", str(run)])
     assert main(["train", "resume", str(run)]) == 0

@@ -17,7 +17,7 @@ class Runtime(Config):
     shard: how several processes divide the weights (`train.run.processes.shard`). replicate: each has all.
         full: each has a part. hybrid: the processes of a machine divide them, and every machine has all.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
-    keep_checkpoints: how many of the newest are kept.
+    keep_checkpoints: how many of the newest are kept; of the others their adapters are (`checkpoints.kept`).
     restarts: how often a run of several processes, of which one was killed, begins anew at its last
         checkpoint.
     log: where the numbers of `log.jsonl` are written too.

@@ -23,6 +23,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
 from uhr.base.paths import text_path
 from uhr.base.run_folder import all_or_nothing
+from uhr.models.files.run_steps import CHECKPOINTS, step_name, steps_in
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
 from uhr.train.recipes import read_recipe
@@ -32,7 +33,7 @@ from uhr.train.run.checkpoints.state import TrainState, generators, set_generato
 from uhr.train.run.processes.parallel import ALONE, Ranks
 
 FILE = "checkpoint.json"
-FOLDER = "checkpoints"
+FOLDER = CHECKPOINTS
 
 
 def generators_file(rank: int) -> str:
@@ -41,7 +42,6 @@ def generators_file(rank: int) -> str:
 
 
 SCHEMA_VERSION = 1
-_NAME = re.compile(r"step-(\d{8})")
 
 MAY_CHANGE = (
     r"phases\.\d+\.steps",
@@ -171,7 +171,7 @@ class CheckpointInfo(Config):
 
 
 def folder_of(run: Path, step: int) -> Path:
-    return run / FOLDER / f"step-{step:08d}"
+    return run / FOLDER / step_name(step)
 
 
 def write_checkpoint(
@@ -273,18 +273,9 @@ def clear_leftovers(run: Path) -> None:
         shutil.rmtree(path)
 
 
-def keep_newest(run: Path, count: int) -> None:
-    """Remove all checkpoints but the newest `count`."""
-    for step in steps(run)[:-count]:
-        remove(folder_of(run, step))
-
-
 def steps(run: Path) -> list[int]:
     """The steps of all checkpoints, complete or not, in order."""
-    if not (run / FOLDER).is_dir():
-        return []
-    found = (_NAME.fullmatch(path.name) for path in (run / FOLDER).iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    return steps_in(run / FOLDER)
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -300,12 +291,17 @@ def read_info(folder: Path) -> CheckpointInfo:
     missing = sorted(_always(info, part) - info.files.keys())
     if missing:
         raise UserError(f"{file} does not list {missing[0]}", "take another checkpoint")
+    check_files(folder, info)
+    return info
+
+
+def check_files(folder: Path, info: CheckpointInfo) -> None:
+    """Raise UserError if a file of a checkpoint is missing or has another content."""
     for name, stored in info.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:
             state = "is damaged" if path.exists() else "is missing"
             raise UserError(f"{path} {state}", "take another checkpoint")
-    return info
 
 
 def is_divided(info: CheckpointInfo) -> bool:

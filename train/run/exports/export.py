@@ -24,7 +24,7 @@ from uhr.train.recipes import recipe as known_recipe
 from uhr.train.recipes.core.base import DataUse, DataUseBase, Phase, PhaseBase, Recipe, RecipeBase
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
-from uhr.train.run.checkpoints import average, checkpoint
+from uhr.train.run.checkpoints import average, checkpoint, kept
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
 from uhr.train.run.monitoring import validation_images
@@ -151,11 +151,7 @@ def _read(run: Path, step: int | None, weights: str) -> tuple[RecipeBase, Checkp
 
 def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
     if step is not None:
-        have = ", ".join(map(str, checkpoint.steps(run))) or "none"
-        if step not in checkpoint.steps(run):
-            raise UserError(f"{run} has no checkpoint of step {step}", f"it has: {have}")
-        folder = checkpoint.folder_of(run, step)
-        return folder, checkpoint.read_info(folder)
+        return kept.find(run, step)
     found = checkpoint.newest(run)
     if found is None:
         raise UserError(
