@@ -51,8 +51,8 @@ DATA_HELP = (
     "resolution."
 )
 INIT_HELP = (
-    "Begin with the weights of a run, one of its checkpoints, or an adapter. They are trained further or "
-    "fused, as the recipe's init.use says. Repeatable: all but the last are fused."
+    "Begin with the weights of a run (RUN@STEP: of that checkpoint) or an adapter, and a new optimiser. They "
+    "are trained further or fused, as the recipe's init.use says. Repeatable: all but the last are fused."
 )
 Data = typer.Option("--data", parser=named_path, metavar="[NAME=]DIR", help=DATA_HELP)
 DataFolders = Annotated[list[Any] | None, Data]
@@ -253,7 +253,7 @@ def run_(
             "--init",
             "--adapter",
             parser=local("--init", utf8=True),
-            metavar="RUN|ADAPTER|FILE",
+            metavar="RUN[@STEP]|ADAPTER|FILE",
             help=INIT_HELP,
         ),
     ] = None,

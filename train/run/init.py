@@ -46,7 +46,8 @@ FOLDER = "init"
 def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging: Path) -> tuple[InitRef, ...]:
     """Find what a run begins with, and write the adapters that are fused into the folder `staging`.
 
-    given: folders of runs, folders of adapters, or files, in the order in which they build on each other.
+    given: folders of runs, `RUN@STEP` for another checkpoint than the newest, folders of adapters, or files,
+    in the order in which they build on each other.
     Raises UserError if the recipe requires one, and for one that does not fit the model or the recipe.
     """
     if not given:
@@ -61,7 +62,7 @@ def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging:
     uses = ["fuse"] * (len(given) - 1) + [recipe.init.use]
     refs: list[InitRef] = []
     for use, entry in zip(uses, given, strict=True):
-        path = user_path(entry)
+        path = _of_step(user_path(entry))
         if not path.exists():
             known = _A_VAE if component == "vae" else "name a run, a checkpoint of one, or an adapter"
             raise UserError(f"--init {path} does not exist", or_similar(path, known))
@@ -76,6 +77,32 @@ def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging:
         refs += find_one(recipe, model, path, use, staging, refs)
     _check(recipe, model, refs, staging)
     return tuple(refs)
+
+
+def _of_step(path: Path) -> Path:
+    """The checkpoint that `RUN@STEP` names; any other path as it is.
+
+    Raises UserError, which lists the steps that exist, if the run has no such checkpoint.
+    """
+    name, at, text = str(path).rpartition("@")
+    run = Path(name)
+    if not at or path.exists() or not (run / RUN).is_file():
+        return path
+    known = checkpoint.steps(run)
+    if not text.isdecimal() or int(text) not in known:
+        if not known:
+            raise UserError(f"--init {path}: this run has no checkpoint yet", "train it first")
+        listed = ", ".join(map(str, known))
+        raise UserError(f"--init {path}: {run} has no checkpoint of step '{text}'", f"it has {listed}")
+    return checkpoint.folder_of(run, int(text))
+
+
+def describe(ref: InitRef) -> str:
+    """Return in one line what a run takes over, which is never an optimiser's state."""
+    which = f"{ref.name}, step {ref.step:,}" if ref.step is not None else ref.name
+    if ref.use == "fuse":
+        return f"begins with {which}, added to the frozen weights; a new part is trained on top"
+    return f"begins with the weights of {which}; optimiser, average and schedule begin anew"
 
 
 def _of_run(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import Config, apply_sets, build, read_versioned
-from uhr.base.console import command, warn
+from uhr.base.console import command, say, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
 from uhr.base.paths import or_similar, path_text, text_path
@@ -158,6 +158,8 @@ def _start(
         if info.init:
             shutil.copytree(staging, out / init.FOLDER)
         write_json(out / FILE, info.model_dump(mode="json"))
+    for ref in info.init:
+        say(init.describe(ref))
     return _job(out, recipe, opened, info, sets)
 
 

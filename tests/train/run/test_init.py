@@ -64,6 +64,29 @@ def weights(trainer):
     return {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
+def test_another_checkpoint_than_the_newest_is_named_by_its_step(make, tmp_path, capsys):
+    run = tmp_path / "steps"
+    train(make(run, "runtime.checkpoint_every=1", "runtime.keep_checkpoints=9"))
+    for step in (1, 2):
+        trainer = Trainer(make(tmp_path / f"from {step}", init=[f"{run}@{step}"]))
+        stored = load_file(folder_of(run, step) / "adapter.safetensors")
+        assert all(torch.equal(value, stored[name]) for name, value in values(trainer).items())
+        assert trainer.state.optimiser.state == {}
+        (ref,) = trainer.job.info.init
+        assert ref.step == step
+        said = f"begins with the weights of lora, step {step}; optimiser, average and schedule begin anew"
+        assert said in capsys.readouterr().out
+    fused = make(tmp_path / "fused", "init.use=fuse", init=[f"{run}@1"])
+    assert fused.info.init[0].step == 1
+    assert "begins with lora, step 1, added to the frozen weights" in capsys.readouterr().out
+    for wrong in ("3", "two", ""):
+        with pytest.raises(UserError, match=rf"has no checkpoint of step '{wrong}': it has 1, 2"):
+            make(tmp_path / "wrong", init=[f"{run}@{wrong}"])
+    assert not (tmp_path / "wrong").exists()
+    with pytest.raises(UserError, match=r"other@1 does not exist"):
+        make(tmp_path / "wrong", init=[tmp_path / "other@1"])
+
+
 @pytest.mark.parametrize("form", ["run", "checkpoint", "adapter", "file", "checkpoint file"])
 def test_continued_weights_are_those_of_the_file_with_a_new_optimiser(first, make, tmp_path, form):
     run, adapter = first
