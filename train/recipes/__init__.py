@@ -170,7 +170,7 @@ def describe(recipe: RecipeBase) -> list[dict[str, Any]]:
     ]
 
 
-def _unused(recipe: RecipeBase) -> set[str]:
+def unused(recipe: RecipeBase) -> set[str]:
     """The paths of values that have no effect with the others: they are shown only where a user set them."""
     found = set[str]()
     for number, phase in enumerate(recipe.phases):
@@ -187,7 +187,7 @@ def _unused(recipe: RecipeBase) -> set[str]:
 def print_description(recipe: RecipeBase, rows: list[dict[str, Any]]) -> None:
     """Print what `describe` returns as a table."""
     say(f"{recipe.name}: {recipe.about}\n")
-    hidden = {"name", "about", *_unused(recipe)}
+    hidden = {"name", "about", *unused(recipe)}
     values = [row for row in rows if row["path"] not in hidden or row["source"] == "set by you"]
     table(
         ["value of", "is", "source"],
