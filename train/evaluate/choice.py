@@ -34,14 +34,16 @@ def parse_weights(protocol: EvalProtocol, texts: Sequence[str]) -> dict[str, dic
         option = None if left in uses else left.rpartition(".")[2]
         if name not in uses:
             raise unknown("metric", left.partition(".")[0], uses, f"--weights {text}")
-        options = list(metric_class(uses[name].metric).about.weights)
+        about = metric_class(uses[name].metric).about
+        options = list(about.weights or about.optional)
+        allowed = [*about.weights, *about.optional]
         if option is None:
             if len(options) != 1:
                 names = ", ".join(f"{name}.{each}" for each in options) or "none"
                 raise UserError(f"--weights {text}: {name} has {len(options)} options for weights", names)
             option = options[0]
-        elif option not in options:
-            raise unknown("option for weights", option, options, f"--weights {text}")
+        elif option not in allowed:
+            raise unknown("option for weights", option, allowed, f"--weights {text}")
         found.setdefault(name, {})[option] = _value(value)
     return found
 
@@ -83,7 +85,7 @@ def choose(
         options = {**use.options, **weights.get(use.name, {})}
         reason = _reason(use, options, references)
         if reason is None:
-            chosen.append(ChosenMetric(use.name, use.metric, options))
+            chosen.append(ChosenMetric(use.name, use.metric, options, use.name in weights))
         else:
             left.append(MissingMetric(metric=use.name, reason=reason))
     if left and not allow_missing:

@@ -68,6 +68,7 @@ def evaluate(
         out=user_path(out),
         runner=pool.runner(NO_LIMITS, threads=None, device=device),
         device=device,
+        allow_missing=allow_missing,
         complete=complete,
         seed=seed,
         overlap=overlap.compare(training, items, refs) if training else None,

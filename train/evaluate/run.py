@@ -15,14 +15,14 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uhr
 from uhr.base import parquet
 from uhr.base.config import fingerprint, versioned_tree
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, file_version, or_half_written, saving, sha256_file, write_json
 from uhr.base.lock import NAME as LOCK
@@ -31,6 +31,7 @@ from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.runtime import units
 from uhr.runtime.units import Runner, UnitPlan, run_units
 from uhr.train.evaluate import bootstrap, prompts, result
+from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.images import ImageRef, ImageSet, References
 from uhr.train.evaluate.overlap import Overlap
 from uhr.train.evaluate.prompts import EvalItem
@@ -87,6 +88,7 @@ class ScoreJob:
 
     Args:
         chosen: the metrics that can be computed; `missing` are the others of the protocol.
+        allow_missing: whether metrics that cannot be loaded are left out, too.
         complete: whether no prompt of the protocol was left out.
         seed: of all resampling.
     """
@@ -100,6 +102,7 @@ class ScoreJob:
     out: Path
     runner: Runner
     device: str
+    allow_missing: bool = False
     complete: bool = True
     seed: int = 0
     resamples: int = bootstrap.RESAMPLES
@@ -114,10 +117,8 @@ def run(job: ScoreJob) -> Result:
     """
     folder = RunFolder(job.out, LAYOUT)
     folder.claim()
-    work = ScoreWork(job.chosen, job.device, job.out / GENERATED)
-    with progress("load", len(job.chosen), "metrics") as advance:
-        made = work.made
-        advance(len(job.chosen))
+    job, made = _loaded(job)
+    work = ScoreWork(job.chosen, job.device, job.out / GENERATED, made=made)
     requested = _request(job, made)
     fix = "free space there; the same command resumes where it stopped"
     with saving(job.out, fix), folder.lock("work"):
@@ -130,6 +131,22 @@ def run(job: ScoreJob) -> Result:
         info = _commit(job, made, scored)
         folder.clear(UNITS, REFERENCE_UNITS)
     return Result(folder=job.out, info=info)
+
+
+def _loaded(job: ScoreJob) -> tuple[ScoreJob, Made]:
+    """Load the metrics, and move those that cannot be loaded to `missing` if that is allowed."""
+    failed: dict[str, str] = {}
+    with progress("load", len(job.chosen), "metrics") as advance:
+        made = Made.load(job.chosen, job.device, failed if job.allow_missing else None)
+        advance(len(job.chosen))
+    if not made.metrics:
+        name, reason = next(iter(failed.items()))
+        raise UserError(f"no metric can be loaded; {name}: {reason}")
+    left = [MissingMetric(metric=name, reason=reason) for name, reason in failed.items()]
+    for line in grouped(left):
+        warn(f"left out: {line}")
+    chosen = [each for each in job.chosen if each.name not in failed]
+    return replace(job, chosen=chosen, missing=[*job.missing, *left]), made
 
 
 def _request(job: ScoreJob, made: Made) -> dict[str, Any]:
@@ -192,7 +209,8 @@ def _references(job: ScoreJob, made: Made) -> None:
     ]
     if not needed:
         return
-    work = ScoreWork(needed, job.device, job.out / REFERENCES, references_only=True)
+    loaded = [metric for chosen, metric in zip(job.chosen, made.metrics, strict=True) if chosen in needed]
+    work = ScoreWork(needed, job.device, job.out / REFERENCES, references_only=True, made=Made.of(loaded))
     plan = _plan(job.out / REFERENCE_UNITS, items_table(None, job.references.refs))
     with progress("references", plan.rows, "images") as advance:
         run_units(plan, work, job.runner, advance)

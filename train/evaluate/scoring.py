@@ -39,11 +39,15 @@ FEATURES = re.compile(r"[0-9a-f]{16}-\d{7}\.arrow")
 
 
 class ChosenMetric(NamedTuple):
-    """A metric of the protocol under its name there, and all its options with the user's weights."""
+    """A metric of the protocol under its name there, and all its options with the user's weights.
+
+    named: whether the user named weights of it.
+    """
 
     name: str
     metric: str
     options: dict[str, Any]
+    named: bool = False
 
 
 def items_table(
@@ -69,14 +73,20 @@ class ScoreWork(Work):
         metrics: all metrics for generated images; for references those of sets.
         features: the folder of the features.
         references_only: whether the images are references.
+        made: the same metrics, if they are loaded already.
     """
 
     def __init__(
-        self, metrics: Sequence[ChosenMetric], device: str, features: Path, references_only: bool = False
+        self,
+        metrics: Sequence[ChosenMetric],
+        device: str,
+        features: Path,
+        references_only: bool = False,
+        made: Made | None = None,
     ) -> None:
         self.chosen, self.device, self.features = tuple(metrics), device, features
         self.references_only = references_only
-        self._made: Made | None = None
+        self._made = made
 
     def __getstate__(self) -> dict[str, Any]:
         # loaded models are not sent to workers
@@ -86,7 +96,7 @@ class ScoreWork(Work):
     def made(self) -> Made:
         """The metrics, loaded when they are first needed."""
         if self._made is None:
-            self._made = Made.of(self.chosen, self.device)
+            self._made = Made.load(self.chosen, self.device)
         return self._made
 
     def open(self) -> None:
@@ -143,12 +153,29 @@ class Made(NamedTuple):
     extractors: dict[str, Any]
 
     @classmethod
-    def of(cls, chosen: Sequence[ChosenMetric], device: str) -> Made:
-        """Load the metrics. Raises UserError if one cannot be loaded, or if two give columns of one name."""
-        from uhr.models.metrics.base import ImageMetric, key
+    def load(cls, chosen: Sequence[ChosenMetric], device: str, failed: dict[str, str] | None = None) -> Made:
+        """Load the metrics.
+
+        failed: takes the errors of metrics whose weights the user did not name, which are left out; None
+            raises them. Raises UserError if one cannot be loaded, or if two give columns of one name.
+        """
         from uhr.models.metrics.registry import metric
 
-        made: list[Any] = [metric(each.metric, device=device, **each.options) for each in chosen]
+        made: list[Any] = []
+        for each in chosen:
+            try:
+                made.append(metric(each.metric, device=device, **each.options))
+            except UserError as error:
+                if failed is None or each.named:
+                    raise UserError(f"{each.name}: {error.what}", error.fix, error.give) from error
+                failed[each.name] = str(error)
+        return cls.of(made)
+
+    @classmethod
+    def of(cls, made: list[Any]) -> Made:
+        """Take loaded metrics. Raises UserError if two give columns of one name."""
+        from uhr.models.metrics.base import ImageMetric, key
+
         seen: dict[str, str] = {}
         for each in made:
             for column in each.columns:

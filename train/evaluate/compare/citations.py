@@ -22,11 +22,13 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "compression-ratio": ("zhang2025diffusion4k",),
     "clip-score": ("hessel2021clipscore",),
     "lpips": ("zhang2018lpips",),
-    "pickscore": ("kirstain2023pickscore",),
-    "hpsv2": ("wu2023hpsv2",),
+    "pick-score": ("kirstain2023pickscore",),
+    "hps-v2.1": ("wu2023hpsv2",),
     "image-reward": ("xu2023imagereward",),
     "q-align": ("wu2024qalign",),
     "pyiqa": ("chen2022pyiqa",),
+    "artimuse": ("cao2025artimuse",),
+    "laion-aesthetics": ("schuhmann2022laion",),
 }
 """By the name of a metric in the registry."""
 

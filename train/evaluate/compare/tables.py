@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
@@ -33,11 +33,19 @@ def print_comparison(found: Comparison) -> None:
     if paired:
         say(f"\npaired differences from {found.arms[0].name} over the same prompts; * excludes 0")
         table(("value", "", *(arm.name for arm in found.arms[1:])), paired)
+    for line in _notes(found):
+        say(line)
+
+
+def _notes(found: Comparison) -> list[str]:
+    """What is missing and what overlaps, each with the arms for which it is so; without them if all are."""
+    names: dict[str, list[str]] = {}
     for arm in found.arms:
-        for each in grouped(arm.info.missing):
-            say(f"missing of {arm.name}: {each}")
-    for arm in found.arms:
-        say(f"{arm.name}: overlap with training: {describe(arm.info.overlap)}")
+        notes = [f"missing: {each}" for each in grouped(arm.info.missing)]
+        for note in (*notes, f"overlap with training: {describe(arm.info.overlap)}"):
+            names.setdefault(note, []).append(arm.name)
+    every = len(found.arms)
+    return [note if len(arms) == every else f"{', '.join(arms)}: {note}" for note, arms in names.items()]
 
 
 def _cell(value: ColumnResult | None) -> str | None:
@@ -123,9 +131,8 @@ def _escaped(text: str) -> str:
 
 def _caption(found: Comparison) -> str:
     info = found.arms[0].info
-    overlaps: Sequence[str] = [f"{arm.name}: {describe(arm.info.overlap)}" for arm in found.arms]
     text = f"Protocol {info.protocol.id}, N = {info.n}; brackets: {info.level:.0%} bootstrap intervals"
-    return f"{text}. Overlap with training: {'; '.join(overlaps)}."
+    return "; ".join([text, *_notes(found)])
 
 
 _FORMS: dict[str, Callable[[Comparison], str]] = {"latex": _latex, "csv": _csv, "md": _md}
