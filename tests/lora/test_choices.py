@@ -8,7 +8,6 @@ from uhr.base.errors import UserError
 from uhr.lora import choices
 from uhr.lora.captions import NEUTRAL, complete, validation_prompts, without_word
 from uhr.lora.images import Image, scan
-from uhr.lora.record import check_name
 from uhr.lora.steps import quoted
 from uhr.models.specs.registry import get
 from uhr.train.encode.config import has_word
@@ -89,12 +88,6 @@ def test_a_trigger_is_read_as_it_was_given(text):
     from uhr.base.config import apply_sets
 
     assert apply_sets({}, [f"trigger={quoted(text)}"]) == {"trigger": text}
-
-
-@pytest.mark.parametrize("name", ["", ".hidden", "-x", "a/b", "a ", "a\nb", "x" * 101])
-def test_names_that_are_no_file_names(name):
-    with pytest.raises(UserError, match="use letters"):
-        check_name(name)
 
 
 def test_the_folder_is_read_as_curation_reads_it(photos):

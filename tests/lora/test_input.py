@@ -54,7 +54,7 @@ def test_captions_that_are_missing_or_empty(refused, tmp_path, draw):
 
 def test_names_models_and_places_that_cannot_be(refused, photos, tmp_path):
     trigger = ("--trigger", "ohwx")
-    assert "use letters" in refused(photos, *trigger, name="../style")
+    assert "is not a file's name" in refused(photos, *trigger, name="../style")
     assert "model 'nothing' is not there" in refused(photos, *trigger, model="nothing")
     assert "is the name of a spec, not of weights" in refused(photos, *trigger, model="flux1-dev")
     assert "is inside the source" in refused(photos, *trigger, "--out", photos / "style")

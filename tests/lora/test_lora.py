@@ -15,11 +15,11 @@ MOMENTS = [
     ("uhr.train.encode.run:commit", 0),
     ("uhr.train.run.trainer:Trainer.step", 3),
     ("uhr.train.run.checkpoints.kept:keep_newest", 1),
-    ("uhr.train.run.export:export", 0),
-    ("uhr.lora.steps:shutil.copyfile", 0),
+    ("uhr.train.run.exports.export:export_file", 0),
+    ("uhr.models.adapters.formats.writing:save_tensors", 0),
 ]
 """Where the command is killed: before the manifest is written, before encoded data are written, after a
-checkpoint and a step, as old checkpoints are removed, before the export, and before the file is written."""
+checkpoint and a step, as old checkpoints are removed, before the export, and before its file is written."""
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def lora(
     """
     from uhr.lora import plan as planning
     from uhr.lora import steps
-    from uhr.lora.record import LoraFolder, LoraRequest, check_name, folder_text
+    from uhr.lora.record import LoraFolder, LoraRequest, folder_text
     from uhr.manifests.sources.base import check_no_overlap
     from uhr.manifests.sources.folder import Folder
 
@@ -79,12 +79,12 @@ def lora(
         model=model,
         base=base,
         spec=spec,
-        name=check_name(name),
+        name=name,
         trigger=trigger,
         resolution=resolution,
         sets=tuple(sets or ()),
     )
-    place = LoraFolder(Path(name) if out is None else user_path(out), name)
+    place = LoraFolder(None if out is None else user_path(out), name)
     if only_plan:
         _show_plan(planning.plan(request, on), place, as_json)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from uhr.base.files import write_json
 from uhr.base.paths import path_text, text_path
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.loading.opening import ModelName
+from uhr.models.publish.lora_file import file_name
 
 FILE = "lora.json"
 SCHEMA_VERSION = 1
-SET, ENCODED, RECIPE, RUN, ADAPTER = "set", "encoded", "recipe.yaml", "run", "adapter"
+SET, ENCODED, RECIPE, RUN = "set", "encoded", "recipe.yaml", "run"
 LOCK = ".lock"
-
-_NAME = re.compile(r"[\w][\w .+-]*")
 
 
 class LoraRequest(Config):
@@ -61,20 +59,17 @@ class LoraRecord(Config):
     missing: str | None
 
 
-def check_name(name: str) -> str:
-    """Raise UserError for a name that is no part of a file's name on every system."""
-    if not _NAME.fullmatch(name) or name != name.strip() or len(name) > 100:
-        raise UserError(f"--name '{name}'", "use letters, digits, spaces and _ . + -")
-    return name
-
-
 class LoraFolder:
-    """The output folder of `uhr train lora`."""
+    """The output folder of `uhr train lora`, by default called as the LoRA is. Raises UserError for a name
+    that is no file's.
+    """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.file = path, path / f"{name}.safetensors"
-        names = (FILE, SET, ENCODED, RECIPE, RUN, ADAPTER, LOCK, self.file.name)
-        self.folder = RunFolder(path, FolderLayout("the LoRA", names, (FILE,), option=""))
+    def __init__(self, path: Path | None, name: str) -> None:
+        file = Path(file_name(name))
+        self.path = Path(file.stem) if path is None else path
+        self.file = self.path / file
+        names = (FILE, SET, ENCODED, RECIPE, RUN, LOCK, file.name)
+        self.folder = RunFolder(self.path, FolderLayout("the LoRA", names, (FILE,), option=""))
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 
 from uhr.base.config import apply_sets
 from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError
-from uhr.base.files import atomic
 from uhr.base.formatting import gibibytes
 from uhr.lora import choices
 from uhr.lora.captions import validation_prompts
-from uhr.lora.record import ADAPTER, ENCODED, RECIPE, RUN, SET, LoraFolder, LoraRecord
-from uhr.models.publish.export import WEIGHTS
+from uhr.lora.record import ENCODED, RECIPE, RUN, SET, LoraFolder, LoraRecord
 from uhr.train.encode.config import EncodeConfig
 
 Main = Callable[[list[str]], int]
@@ -60,7 +57,8 @@ def train(folder: LoraFolder, record: LoraRecord) -> Command:
 
 
 def export(folder: LoraFolder, record: LoraRecord) -> Command:
-    return _texts("train", "export", folder / RUN, "--out", folder / ADAPTER)
+    name = ("--to", "diffusers", "--name", record.request.name)
+    return _texts("train", "export", folder / RUN, *name, "--out", folder.path)
 
 
 def commands(folder: LoraFolder, record: LoraRecord) -> list[Command]:
@@ -92,10 +90,8 @@ def run(main: Main, folder: LoraFolder, record: LoraRecord, as_json: bool) -> No
         _write_recipe(folder, record)
     _check_fit(folder, record)
     _call(main, train(folder, record), as_json)
-    if not (folder / ADAPTER / WEIGHTS).is_file():
+    if not folder.file.is_file():
         _call(main, export(folder, record), as_json)
-    with atomic(folder.file) as temporary:
-        shutil.copyfile(folder / ADAPTER / WEIGHTS, temporary)
 
 
 def printed(as_json: bool) -> contextlib.AbstractContextManager[object]:

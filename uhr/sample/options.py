@@ -152,7 +152,8 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="PATH[=SCALE]",
-        help="An adapter's folder or file; may be repeated. Name URAE's 2K LoRA before its 4K factors.",
+        help="An adapter's folder or file, or RUN@STEP of a training run; may be repeated. Name URAE's 2K "
+        "LoRA before its 4K factors.",
         rich_help_panel=MODEL,
     ),
 ]
