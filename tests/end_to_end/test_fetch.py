@@ -25,13 +25,22 @@ FILES = {
     "config.json": b"{}",
     "model.safetensors": b"weights" * 100,
     "README.md": b"not fetched",
-    "pickle.bin": b"never fetched",
+    "pytorch_model.bin": b"not fetched: there are safetensors",
 }
+OLD = {
+    "config.json": b"{}",
+    "pytorch_model-00001-of-00002.bin": b"one",
+    "pytorch_model-00002-of-00002.bin": b"two",
+    "pytorch_model.bin.index.json": b"{}",
+    "optimizer.bin": b"not fetched",
+    "pytorch_model.fp16.bin": b"not fetched",
+}
+REPOSITORIES = {"org/name": FILES, "org/old": OLD}
 
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, Counter[str]]]:
-    """A hub that has org/name: its address, and the number of GET requests by path."""
+    """A hub that has org/name and org/old: its address, and the number of GET requests by path."""
     requests: Counter[str] = Counter()
 
     class Answer(BaseHTTPRequestHandler):
@@ -52,22 +61,24 @@ def hub() -> Iterator[tuple[str, Counter[str]]]:
                 self.wfile.write(data)
 
         def _data(self) -> tuple[bytes | None, dict[str, str]]:
-            if self.path.startswith("/api/models/org/name/tree/"):
+            repository = next((each for each in REPOSITORIES if f"{each}/" in f"{self.path}/"), "org/name")
+            files = REPOSITORIES[repository]
+            if self.path.startswith(f"/api/models/{repository}/tree/"):
                 listed = [
                     {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
-                    for name, data in FILES.items()
+                    for name, data in files.items()
                 ]
                 return json.dumps(listed).encode(), {"Content-Type": "application/json"}
-            if self.path.startswith("/api/models/org/name"):
+            if self.path.startswith(f"/api/models/{repository}"):
                 info = {
-                    "id": "org/name",
+                    "id": repository,
                     "sha": COMMIT,
-                    "siblings": [{"rfilename": name} for name in FILES],
+                    "siblings": [{"rfilename": name} for name in files],
                     "cardData": {"license": "apache-2.0"},
                 }
                 return json.dumps(info).encode(), {"Content-Type": "application/json"}
-            data = FILES.get(self.path.rpartition("/")[2])
-            if data is None or not self.path.startswith(f"/org/name/resolve/{COMMIT}/"):
+            data = files.get(self.path.rpartition("/")[2])
+            if data is None or not self.path.startswith(f"/{repository}/resolve/{COMMIT}/"):
                 return None, {}
             return data, {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(data)}"'}
 
@@ -100,6 +111,7 @@ stages:
   - {{stage: embedding, weights: {tmp_path / "clip"}}}
   - {{stage: laion_aesthetic, weights: "s3://{s3.bucket}/heads"}}
   - {{stage: q_align, weights: org/name@main}}
+  - {{stage: safety, nsfw: {{weights: org/old, labels: [nsfw]}}}}
   - {{stage: people, weights: ./no/such/file.pt}}
   - caption
 rules: {{}}
@@ -117,7 +129,7 @@ def test_weights_are_fetched_with_licence_and_hash_and_what_cannot_be_says_how(h
     done = subprocess.run(list(map(str, words)), env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    head, model = facts["weights"]
+    head, model, old = facts["weights"]
     assert (head["by"], head["path"]) == ("stage laion_aesthetic", f"{s3.bucket}--heads")
     assert head["licence"] is None
     assert (to / head["path"] / "laion.pth").read_bytes() == b"head"
@@ -138,6 +150,17 @@ def test_weights_are_fetched_with_licence_and_hash_and_what_cannot_be_says_how(h
     assert how["stage people"].startswith("the weights './no/such/file.pt' do not exist: name a path")
     assert how["stage caption"].startswith("names no model; set weights=FOLDER or server=")
     assert requests[f"/org/name/resolve/{COMMIT}/model.safetensors"] == 1
+    # pickled weights only where a model has no others, and it is said
+    assert {path.name for path in (to / old["path"]).iterdir() if path.is_file()} == {
+        *("config.json", "pytorch_model.bin.index.json"),
+        *("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
+    }
+    assert done.stderr.count("pickled") == 1
+    said = (
+        f"'org/old@{COMMIT}' has no safetensors for pytorch_model-00001-of-00002.bin and 1 more: the pickled"
+    )
+    assert said in done.stderr
+    assert not [path for path in requests if path.endswith("pytorch_model.bin")]
 
 
 def test_a_dry_run_needs_no_network_and_writes_nothing(uhr, tmp_path):

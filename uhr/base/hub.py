@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
+
+_PICKLED = re.compile(r"(\w+_)?model(-\d+-of-\d+)?\.bin")
+"""Names of pickled weights, as transformers, diffusers and open_clip write them."""
 
 
 def snapshot(
@@ -23,7 +29,8 @@ def snapshot(
     Args:
         repository: `org/name`.
         revision: a branch, tag or commit; None is the default branch.
-        patterns: shell patterns of file names. Pickles and compiled weights are never downloaded.
+        patterns: shell patterns of file names. Compiled weights are never downloaded, and pickled ones
+            (`*.bin`) only for a model of which the repository has no safetensors, with a warning.
         cached: use what is in the cache already, without the network.
         into: a folder to download into, instead of the cache.
 
@@ -38,7 +45,7 @@ def snapshot(
 
     name = repository if revision is None else f"{repository}@{revision}"
     with _hub_errors(repository, name, cached):
-        return Path(
+        folder = Path(
             snapshot_download(
                 repository,
                 revision=revision,
@@ -48,6 +55,41 @@ def snapshot(
                 local_dir=into,
             )
         )
+    pickles = [] if cached else _pickles(repository, revision, patterns, folder)
+    if pickles:
+        more = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
+        warn(f"'{name}' has no safetensors for {pickles[0]}{more}: the pickled weights are downloaded")
+        with _hub_errors(repository, name, cached):
+            snapshot_download(repository, revision=revision, allow_patterns=pickles, local_dir=into)
+    return folder
+
+
+def _pickles(repository: str, revision: str | None, patterns: Sequence[str], folder: Path) -> list[str]:
+    """Return the pickled weights of models of which a repository has no others: those beside a configuration
+    in the downloaded `folder` that has no safetensors, where `patterns` ask for weights.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bare = {
+        file.parent.relative_to(folder).as_posix()
+        for file in folder.rglob("*config.json")
+        if not list(file.parent.glob("*.safetensors"))
+    }
+    if not bare:
+        return []
+    try:
+        names = HfApi().list_repo_files(repository, revision=revision)
+    except (HfHubHTTPError, OSError):
+        # without a network the cache has what it has
+        return []
+    found = [each for each in names if _PICKLED.fullmatch(Path(each).name)]
+    return [
+        name
+        for name in found
+        if Path(name).parent.as_posix() in bare
+        and any(fnmatch.fnmatch(f"{name.removesuffix('bin')}safetensors", each) for each in patterns)
+    ]
 
 
 def described(repository: str, revision: str | None) -> tuple[str, str | None]:
