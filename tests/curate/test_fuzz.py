@@ -34,6 +34,16 @@ def test_every_seed_is_an_image_and_is_decoded(decoder):
     assert Counter(decoder.check(seed).kind for seed in seeds()) == {"image": len(seeds())}
 
 
+@pytest.mark.parametrize("rest", [b"", b"\0", b"\0\0\0"])
+@pytest.mark.parametrize("kind", [b"IDAT", b"IEND", b"tEXt", b"fdAT"])
+def test_a_png_that_ends_in_the_head_of_a_long_chunk_takes_no_memory_for_it(decoder, kind, rest):
+    whole = next(seed for seed in seeds() if seed.startswith(b"\x89PNG"))
+    head = whole[: whole.index(b"IDAT") - 4]
+    found = decoder.check(head + (0xEA000111).to_bytes(4, "big") + kind + rest)
+    assert found.kind in ("truncated", "corrupt")
+    assert found.memory < 16 << 20
+
+
 @settings(max_examples=150)
 @given(data=INPUTS)
 def test_no_input_breaks_the_claim(decoder, data):

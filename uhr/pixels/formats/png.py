@@ -71,10 +71,13 @@ class PngFile:
         view, kept, position = memoryview(data), [[0, 8]], 8
         # libpng writes the image data in chunks of 8 KiB
         for _ in range(MOST_PARTS + len(data) // 8192):
-            if position + 12 > len(data):
+            if position + 8 > len(data):
                 break
             length, kind = struct.unpack_from(">I4s", data, position)
             after = position + 12 + length
+            if length == 0 and after > len(data):
+                # only a checksum is cut off
+                break
             if after > len(data) or not kind.isalpha():
                 # the decoder would allocate whatever length it finds there
                 cut = data.find(_END, position) < 0
