@@ -7,6 +7,7 @@ centres are nearest to it. How many of the pairs it finds is measured on a sampl
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,10 +22,20 @@ EXACT = 100_000
 RECALL = 0.99
 """The share of pairs of the sample that an index must find."""
 
+ROUNDING = 4e-6
+"""How far the cosine of equal vectors may be from 1. Rounded float32 products of up to 4,096 values were at
+most 6e-7 from it.
+"""
+
 _BLOCK = 1024
 _SAMPLE = 1000
 _TRAINED, _ROUNDS = 64, 8
 """Vectors per cell that centres are computed from, and rounds of k-means."""
+
+
+def rounded(least: float) -> float:
+    """Return the threshold at which vectors whose cosine is `least` are surely found: equal ones at 1."""
+    return min(least, 1.0 - ROUNDING)
 
 
 def leaders_within(vectors: np.ndarray, least: float, advance: Advance = lambda n: None) -> np.ndarray:
@@ -37,6 +48,7 @@ def leaders_within(vectors: np.ndarray, least: float, advance: Advance = lambda 
     Returns:
         int64 [n].
     """
+    least = rounded(least)
     lead = np.arange(len(vectors))
     leaders = np.empty(0, np.int64)
     for start in range(0, len(vectors), _BLOCK):
@@ -72,6 +84,7 @@ def nearest_within(
     Returns:
         int64 [n], and the cosines, float32 [n], -1 where there is none.
     """
+    least = rounded(least)
     places, best = np.full(len(vectors), -1), np.full(len(vectors), -1.0, np.float32)
     for start in range(0, len(vectors), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -117,32 +130,85 @@ class CellIndex:
         centres = _centres(vectors[np.sort(chosen)], count, rng)
         most = min(32, count)
         cells = np.concatenate([_nearest_cells(each, centres, most) for each in _blocks(vectors)])
-        pairs = _sampled_pairs(vectors, least, rng)
-        probes, found = 1, _found(cells, pairs, 1)
-        while found < recall and probes < most:
-            probes = min(2 * probes, most)
-            found = _found(cells, pairs, probes)
-        return cls(cells[:, :probes], found)
+        shares = _recalls(vectors, cells, least, rng)
+        probes = next((each for each in sorted(shares) if shares[each] >= recall), most)
+        return cls(cells[:, :probes], shares[probes])
 
-    def pairs(self, vectors: np.ndarray, least: float, advance: Advance = lambda n: None) -> np.ndarray:
-        """Return the pairs within the threshold that share a cell which is the nearest one of either.
+    def leaders(self, vectors: np.ndarray, least: float, advance: Advance = lambda n: None) -> np.ndarray:
+        """Return for each vector its leader, as `leaders_within` does, of those with which it shares a cell
+        that is the nearest one of either.
 
-        Returns int64 [pairs, 2], the smaller place first, sorted, each pair once.
+        The memory is that of the index and of one block, however many vectors are near to each other.
         """
-        first = self.cells[:, 0]
-        members = _grouped(first)
-        visitors = _grouped(self.cells.ravel(), self.cells.shape[1])
-        found = []
-        for cell, inside in members.items():
-            coming = visitors[cell]
-            for start in range(0, len(coming), _BLOCK):
-                rows = coming[start : start + _BLOCK]
-                left, right = np.nonzero(vectors[rows] @ vectors[inside].T >= least)
-                pair = np.stack([rows[left], inside[right]], 1)
-                found.append(np.sort(pair[pair[:, 0] != pair[:, 1]], axis=1))
-            advance(len(inside))
-        pairs = np.concatenate(found) if found else np.empty((0, 2), np.int64)
-        return np.unique(pairs, axis=0)
+        least = rounded(least)
+        lead = np.arange(len(vectors))
+        # of the leaders so far: those whose nearest cell it is, and those that have it among theirs
+        inside, around = defaultdict[int, _Places](_Places), defaultdict[int, _Places](_Places)
+        for start in range(0, len(vectors), _BLOCK):
+            stop = min(start + _BLOCK, len(vectors))
+            best = np.full(stop - start, len(vectors))
+            cells = self.cells[start:stop]
+            for leaders, own in ((inside, cells), (around, cells[:, :1])):
+                for cell, rows in _grouped(own.ravel(), own.shape[1]).items():
+                    if cell in leaders:
+                        _first_near(vectors, start + rows, leaders[cell].all, least, best, start)
+            led = best < len(vectors)
+            lead[start:stop][led] = best[led]
+            new = _leaders_of(vectors, self.cells, start + np.flatnonzero(~led), least, lead)
+            for leaders, own in ((inside, self.cells[new, :1]), (around, self.cells[new])):
+                for cell, rows in _grouped(own.ravel(), own.shape[1]).items():
+                    leaders[cell].add(new[rows])
+            advance(stop - start)
+        return lead
+
+
+class _Places:
+    """A growing array of places."""
+
+    def __init__(self) -> None:
+        self._places, self._count = np.empty(8, np.int32), 0
+
+    @property
+    def all(self) -> np.ndarray:
+        return self._places[: self._count]
+
+    def add(self, places: np.ndarray) -> None:
+        count = self._count + len(places)
+        if count > len(self._places):
+            self._places = np.resize(self._places, 2 * count)
+        self._places[self._count : count] = places
+        self._count = count
+
+
+def _first_near(
+    vectors: np.ndarray, rows: np.ndarray, leaders: np.ndarray, least: float, best: np.ndarray, start: int
+) -> None:
+    """Lower `best` of these rows, whose first is `start`, to the first leader that is near."""
+    for at in range(0, len(leaders), 16 * _BLOCK):
+        places = leaders[at : at + 16 * _BLOCK]
+        near = vectors[rows] @ vectors[places].T >= least
+        found = np.where(near, places, len(vectors)).min(1)
+        best[rows - start] = np.minimum(best[rows - start], found)
+
+
+def _leaders_of(
+    vectors: np.ndarray, cells: np.ndarray, places: np.ndarray, least: float, lead: np.ndarray
+) -> np.ndarray:
+    """Find the leaders among the places of a block, write those of the others to `lead`, and return them."""
+    near = vectors[places] @ vectors[places].T >= least
+    home = cells[places, 0]
+    new: list[int] = []
+    for row in range(len(places)):
+        earlier = np.array(new, np.int64)[near[row, new]] if new else np.empty(0, np.int64)
+        if len(earlier):
+            one = np.isin(home[earlier], cells[places[row]])
+            other = (cells[places[earlier]] == home[row]).any(1)
+            earlier = earlier[one | other]
+        if len(earlier):
+            lead[places[row]] = places[earlier[0]]
+        else:
+            new.append(row)
+    return places[new]
 
 
 def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
@@ -172,28 +238,34 @@ def _nearest_cells(vectors: np.ndarray, centres: np.ndarray, most: int) -> np.nd
     return np.take_along_axis(near, order, 1).astype(np.int32)
 
 
-def _sampled_pairs(vectors: np.ndarray, least: float, rng: np.random.Generator) -> np.ndarray:
-    """All pairs of a sample of vectors with every other, int64 [pairs, 2]."""
+def _recalls(
+    vectors: np.ndarray, cells: np.ndarray, least: float, rng: np.random.Generator
+) -> dict[int, float]:
+    """Return by number of probes (1, 2, 4, ...) the share of the pairs of a sample of vectors with every
+    other of which either is in the nearest cell of the other; 1 if there is no pair.
+    """
+    least, most = rounded(least), cells.shape[1]
     sample = np.sort(rng.choice(len(vectors), min(_SAMPLE, len(vectors)), replace=False))
-    found = []
-    for start in range(0, len(vectors), 16 * _BLOCK):
-        left, right = np.nonzero(vectors[sample] @ vectors[start : start + 16 * _BLOCK].T >= least)
-        found.append(np.stack([sample[left], start + right], 1))
-    pairs = np.concatenate(found)
-    return pairs[pairs[:, 0] != pairs[:, 1]]
-
-
-def _found(cells: np.ndarray, pairs: np.ndarray, probes: int) -> float:
-    """The share of pairs of which either is in the nearest cell of the other; 1 if there is no pair."""
-    if not len(pairs):
-        return 1.0
-    left, right = cells[pairs[:, 0]], cells[pairs[:, 1]]
-    one = (left[:, :probes] == right[:, :1]).any(1)
-    return float((one | (right[:, :probes] == left[:, :1]).any(1)).mean())
+    probes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    total, found = 0, dict.fromkeys(probes, 0)
+    for start in range(0, len(vectors), _BLOCK):
+        left, right = np.nonzero(vectors[sample] @ vectors[start : start + _BLOCK].T >= least)
+        left, right = sample[left], start + right
+        apart = left != right
+        for at in range(0, len(left), 16 * _BLOCK):
+            chosen = apart[at : at + 16 * _BLOCK]
+            one, other = (cells[each[at : at + 16 * _BLOCK][chosen]] for each in (left, right))
+            total += len(one)
+            for count in probes:
+                same = (one[:, :count] == other[:, :1]).any(1) | (other[:, :count] == one[:, :1]).any(1)
+                found[count] += int(same.sum())
+    return {count: number / total if total else 1.0 for count, number in found.items()}
 
 
 def _grouped(cells: np.ndarray, repeats: int = 1) -> dict[int, np.ndarray]:
     """The places of the vectors in each cell, rising; each vector has `repeats` cells one after the other."""
     order = np.argsort(cells, kind="stable")
     values, starts = np.unique(cells[order], return_index=True)
+    if not len(values):
+        return {}
     return dict(zip(values.tolist(), np.split(order // repeats, starts[1:]), strict=True))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.console import progress, say
-from uhr.curate.measures import cosine, hamming
+from uhr.curate.measures import cosine
 from uhr.curate.stage import SetStage, Workspace
 from uhr.curate.stages.sets.order import Order, order_by, terms
 from uhr.curate.stages.sets.vectors import vectors_of
@@ -94,4 +94,4 @@ class SemanticDuplicatesStage(SetStage):
         seconds = cosine.seconds_of(count, probes * round(count**0.5), vectors.shape[1])
         say(f"  it finds {index.recall:.1%} of the pairs of 1,000 rows; search: about {seconds:,.0f} s")
         with progress(label, count, "embeddings") as advance:
-            return hamming.leaders(count, index.pairs(vectors, least, advance))
+            return index.leaders(vectors, least, advance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,25 +50,62 @@ def test_the_nearest_of_another_set_is_the_first_of_those_with_the_largest_cosin
     assert nearest_within(vectors, others[:0], 0.5)[0].tolist() == [-1] * 50
 
 
+def shared(index: CellIndex, pairs: np.ndarray) -> np.ndarray:
+    """The pairs of which either is in the nearest cell of the other."""
+    cells, home = index.cells, index.cells[:, 0]
+    one = (cells[pairs[:, 0]] == home[pairs[:, 1]][:, None]).any(1)
+    return pairs[one | (cells[pairs[:, 1]] == home[pairs[:, 0]][:, None]).any(1)]
+
+
+@pytest.mark.parametrize("block", [16, 1024])
+def test_leaders_of_an_index_are_those_of_the_pairs_that_share_a_cell(block, monkeypatch):
+    monkeypatch.setattr(cosine, "_BLOCK", block)
+    for seed, least in ((4, 0.9), (5, 0.97), (6, 0.5)):
+        vectors, done = clouds(seed, 700, width=32, spread=0.05), []
+        index = CellIndex.build(vectors, least, recall=0.8)
+        expected = leaders(len(vectors), shared(index, all_pairs(vectors, least)))
+        assert index.leaders(vectors, least, done.append).tolist() == expected.tolist()
+        assert sum(done) == len(vectors)
+
+
 def test_an_index_finds_the_share_of_pairs_that_it_measures():
     vectors = clouds(4, 3000, width=32, spread=0.05)
-    index = CellIndex.build(vectors, 0.9)
-    pairs, wanted = index.pairs(vectors, 0.9), all_pairs(vectors, 0.9)
-    found = {tuple(pair) for pair in pairs.tolist()}
-    assert found <= {tuple(pair) for pair in wanted.tolist()}, "no pair is made up"
-    assert len(found) == len(pairs)
+    index, wanted = CellIndex.build(vectors, 0.9), all_pairs(vectors, 0.9)
     assert index.recall >= 0.99
-    assert len(found) / len(wanted) == pytest.approx(index.recall, abs=0.02)
+    assert len(shared(index, wanted)) / len(wanted) == pytest.approx(index.recall, abs=0.02)
     assert index.cells.shape[1] < 32, "fewer cells are searched than there are"
 
 
-def test_a_recall_that_is_not_reached_is_measured_too(monkeypatch):
+def test_a_recall_that_is_not_reached_is_measured_too():
     rng = np.random.default_rng(5)
     vectors = rng.normal(size=(2000, 8))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    index = CellIndex.build(vectors, 0.3, recall=2.0)
+    index, wanted = CellIndex.build(vectors, 0.3, recall=2.0), all_pairs(vectors, 0.3)
     assert index.cells.shape[1] == 32
     assert 0.3 < index.recall <= 1
-    assert len(index.pairs(vectors, 0.3)) / len(all_pairs(vectors, 0.3)) == pytest.approx(
-        index.recall, abs=0.05
-    )
+    assert len(shared(index, wanted)) / len(wanted) == pytest.approx(index.recall, abs=0.05)
+
+
+def test_equal_vectors_are_near_whatever_their_products_are_rounded_to():
+    rng = np.random.default_rng(7)
+    distinct = np.abs(rng.normal(size=(200, 1152)) + 3).astype(np.float32)
+    vectors = np.concatenate([distinct, distinct[::-1]])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    twins = np.concatenate([np.arange(200), np.arange(200)[::-1]])
+    assert (np.einsum("ij,ij->i", vectors, vectors) < 1).any(), "rounding makes some smaller"
+    assert leaders_within(vectors, 1.0).tolist() == twins.tolist()
+    assert nearest_within(vectors, vectors[:200], 1.0)[0].tolist() == twins.tolist()
+    assert CellIndex.build(vectors, 1.0).leaders(vectors, 1.0).tolist() == twins.tolist()
+
+
+def test_memory_does_not_grow_with_the_number_of_near_vectors():
+    vectors = np.zeros((4000, 8), np.float32)
+    vectors[:, 0] = 1  # 8 million pairs
+    tracemalloc.start()
+    try:
+        lead = CellIndex.build(vectors, 0.9).leaders(vectors, 0.9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not lead.any()
+    assert peak < 100 << 20
