@@ -11,7 +11,7 @@ from uhr.base import console
 from uhr.base.console import command, counted, say, shown
 from uhr.base.files import saving, user_path
 from uhr.base.paths import local
-from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.models.cli import BASE_HELP, COMFYUI_HELP, MODEL_HELP, SPEC_HELP, model_name
 
 if TYPE_CHECKING:
     from uhr.lora.plan import LoraPlan
@@ -28,10 +28,14 @@ def lora(
             parser=local("FOLDER"), metavar="FOLDER", help="Images, with captions beside them if there are."
         ),
     ],
-    model: Annotated[str, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)],
     name: Annotated[
         str, typer.Option("--name", metavar="STYLE", help="The name of the file, and of the folder.")
     ],
+    model: Annotated[str | None, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)] = None,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option("--comfyui", parser=local("--comfyui", utf8=True), metavar="DIR", help=COMFYUI_HELP),
+    ] = None,
     trigger: Annotated[
         str | None,
         typer.Option(
@@ -74,11 +78,12 @@ def lora(
     from uhr.manifests.sources.base import check_no_overlap
     from uhr.manifests.sources.folder import Folder
 
+    named = model_name(model, spec, base, comfyui)
     request = LoraRequest(
         folder=folder_text(user_path(folder)),
-        model=model,
-        base=base,
-        spec=spec,
+        model=named.model,
+        base=named.base,
+        spec=named.spec,
         name=name,
         trigger=trigger,
         resolution=resolution,
