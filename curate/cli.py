@@ -113,7 +113,7 @@ def run(
     subset = Subset(limit, sample, seed or 0)
     place = out if isinstance(out, str) else None
     if dry_run:
-        plan, problem = plan_of(config, strict, images)
+        plan, problem = plan_of(config, strict, images.columns)
         request = CurationRequest(
             plan, images, Path(out), pool, subset, tuple(reuse or ()), tuple(retry or ())
         )
@@ -249,12 +249,23 @@ def show(
 
 
 def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
-    """Print every key of the pipeline that results from preset, file and command line."""
+    """Print every key of the pipeline that results from preset, file and command line.
+
+    Raises UserError if a run would not start with it, other than for models that are missing here.
+    """
     import yaml
 
-    from uhr.curate.config import load
+    from uhr.curate.config import fetching, load
+    from uhr.curate.estimate import plan_of
     from uhr.curate.planning.placement import whole_tree
+    from uhr.manifests import sources
+    from uhr.manifests.schema import SOURCES
 
-    tree = whole_tree(load(pipeline, sets))
+    config = load(pipeline, sets)
+    tree = whole_tree(config)
+    # without sources of its own, those of any list of URLs: which source it will have is not known
+    images = sources.of_pipeline(config.sources, pipeline) if config.sources else None
+    columns = SOURCES if images is None else images.columns
+    plan_of(fetching(config) if images is None or images.fetches else config, False, columns)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     console.emit(tree, as_json, lambda _: console.say(text.rstrip()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
 from uhr.curate.run.rows import PREVIEWS, VIEWS, Tally
-from uhr.manifests.schema import KEPT
-from uhr.manifests.sources.base import Listing, Source, size_of
+from uhr.manifests.schema import KEPT, Column
+from uhr.manifests.sources.base import Listing, size_of
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits, table_hash
 from uhr.runtime.worker import cores
@@ -35,14 +35,16 @@ TEXTS = ("caption", "translate")
 """The stages whose texts are counted in tokens."""
 
 
-def plan_of(config: PipelineConfig, strict: bool, source: Source) -> tuple[CurationPlan, UserError | None]:
+def plan_of(
+    config: PipelineConfig, strict: bool, columns: Sequence[Column]
+) -> tuple[CurationPlan, UserError | None]:
     """Return the plan of a pipeline, and the error because of which it cannot start if there is one.
 
-    Then the plan has the stages that can run here, and names the others with the reason. Raises UserError if
-    there is no such plan either.
+    Then the plan has the stages that can run here, and names the others with the reason. `columns` are those
+    of the source. Raises UserError if there is no such plan either.
     """
     try:
-        return CurationPlan.of(config, strict, source.columns), None
+        return CurationPlan.of(config, strict, columns), None
     except UserError as error:
         entries = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
         rules = {
@@ -51,7 +53,7 @@ def plan_of(config: PipelineConfig, strict: bool, source: Source) -> tuple[Curat
         }
         try:
             lenient = config.model_copy(update={"stages": entries, "rules": rules})
-            return CurationPlan.of(lenient, False, source.columns), error
+            return CurationPlan.of(lenient, False, columns), error
         except UserError:
             raise error from None
 

@@ -23,7 +23,7 @@ from uhr.curate.run.earlier.files import keys_of
 from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.lanes import Lanes
 from uhr.curate.run.parts import frame_schema, item_columns, unit_rows
-from uhr.curate.run.rows import Tally
+from uhr.curate.run.rows import UNDONE, Tally
 from uhr.curate.run.scoring import ScoreWork
 from uhr.curate.run.table import SampleTable
 from uhr.curate.run.work import CurateWork
@@ -160,11 +160,28 @@ class _Run:
                 advance(0, "starting Ray")
             run_tasks(units, segments, self._runner, advance, note)
         if shown.undone:
-            lanes = ", ".join(each.lane for each in self._lanes)
+            lanes = ", ".join(each.lane for each in self._lanes) or self._left(units)
             what = f"the run in {self._folder.parent} is unfinished: {shown.undone:,} rows are left undone"
             fix = f"when {lanes} can be used, the same command goes on; with --set pause=0 they fail"
             raise Unfinished(f"{what} (paused: {lanes})", fix)
         self._tally = shown.after(self._tally) if number else shown
+
+    def _left(self, units: UnitPlan) -> str:
+        """Say for what rows were left undone, where the workers have folders of their own: they tell it by
+        their rows alone.
+        """
+        reasons: dict[str, str] = {}
+        for unit in range(units.count):
+            for segment in range(units.segments):
+                part = units.part(unit, segment)
+                rows = parquet.read(part, ["status", "error"]).to_pylist() if part.exists() else []
+                for row in rows:
+                    lane, _, why = (row["error"] or "").partition(" is paused: ")
+                    if row["status"] == UNDONE:
+                        reasons.setdefault(lane, why)
+        for lane, why in reasons.items():
+            warn(f"{lane} was paused, its other rows are left undone: most of its last rows failed ({why})")
+        return ", ".join(reasons)
 
     def _segment(self, number: int, place: int, segment: ModelSegment) -> Segment:
         resources = segment.resources

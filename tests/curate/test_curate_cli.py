@@ -139,6 +139,29 @@ def test_show_prints_a_preset_whole(uhr, name):
     assert json.loads(uhr("curate", "show", name, "--json")[1]) == yaml.safe_load(preset_text(name))
 
 
+def test_show_of_a_file_refuses_what_a_run_would(uhr, tmp_path):
+    file = tmp_path / "mine.yaml"
+    for rules, message in (
+        ("{a: entrpy > 3}", "rule 'a': unknown column 'entrpy'"),
+        ("{a: phash IS NOT NULL}", "put stage 'phash' into the pipeline"),
+        ("{a: entropy + 1}", "rule 'a'"),
+    ):
+        file.write_text(f"preset: quickstart\nrules: {rules}\n")
+        code, printed, errors = uhr("curate", "show", file)
+        assert (code, printed) == (1, "")
+        assert message in errors
+        ran = uhr("curate", "run", file, "--source", tmp_path, "--out", tmp_path / "out")
+        assert ran[0] == 1
+        assert ran[2].splitlines()[-1] == errors.splitlines()[-1]
+    # what a source may have, and models that are not here, are no mistakes
+    file.write_text(
+        "preset: multiaspect-4k\nrules: {a: stated_width > 9, b: contract = 'C-1', c: opt_out IS NULL}\n"
+    )
+    code, printed, errors = uhr("curate", "show", file)
+    assert code == 0, errors
+    assert "stated_width > 9" in printed
+
+
 def test_show_lists_presets_and_stages_lists_stages(uhr):
     listed = uhr("curate", "show")[1]
     assert all(name in listed for name in preset_names())

@@ -238,3 +238,47 @@ def test_a_lane_pauses_by_its_last_rows_only(tmp_path):
     assert one.paused("host b") is None
     one.clear()
     assert Lanes(tmp_path, 10).paused("host a") is None
+
+
+@pytest.mark.ray
+def test_on_ray_a_paused_host_is_named_though_workers_share_no_folder(
+    run, site, tmp_path, forge, s3, warm_curation_workers
+):
+    site.reset()
+    data = forge.encode(forge.image(480, 320), "JPEG", quality=60)
+    other = site.address.replace("127.0.0.1", "localhost")
+    urls = [f"{other}/{n}.jpg" for n in range(4)] + [f"{site.address}/refused/{n}.jpg" for n in range(12)]
+    for url in urls:
+        site.images[url.partition("://")[2].partition("/")[2].join(["/", ""])] = data
+    refused = {path for path in site.images if path.startswith("/refused")}
+    site.answers |= dict.fromkeys(refused, (403, {}))
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    http = "{private: true, retries: 3, pause: 0.01, concurrency: 1}"
+    tree = f"""
+preset: quickstart
+rules: {{flatness: null, entropy: null, duplicates: null}}
+unit: 8
+pause: 5
+sources: {{web: {{kind: urls, path: {tmp_path}/list.txt, http: {http}}}}}
+"""
+    out = f"s3://{s3.bucket}/out"
+    code, _, errors = run(tree, "--out", out, "--engine", "ray", workers=1)
+    assert code == 75, errors
+    host = site.address.removeprefix("http://")
+    assert errors.count(f"host {host} was paused, its other rows are left undone") == 1
+    assert errors.splitlines()[-1].endswith(
+        f"(paused: host {host}): when host {host} can be used, the same command goes on; with --set pause=0 "
+        "they fail"
+    )
+    assert sum(site.requests[path] for path in refused) == 5
+    site.answers.clear()
+    site.requests.clear()
+    # the same command, with other workers
+    code, _, errors = run(tree, "--out", out)
+    assert code == 0, errors
+    rows = Manifest.open(out).table().to_pylist()
+    assert {(row["status"], row["http_status"]) for row in rows} == {("kept", 200)}
+    assert len(rows) == 16
+    assert {path: n for path, n in site.requests.items() if path != "/robots.txt"} == dict.fromkeys(
+        refused, 1
+    )
