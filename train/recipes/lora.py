@@ -67,6 +67,7 @@ RECIPE = Recipe(
         "phases.warmup": f"{_DIFFUSERS} (its constant schedule warms up over no step)",
         "optimiser": _DIFFUSERS,
         "clip": _DIFFUSERS,
+        "on_nonfinite": "ours: nothing is left out silently",
         "batch.size": _DIFFUSERS,
         "batch.micro": "ours: the least memory",
         "batch.remainder": "ours: every row once per epoch",

@@ -141,6 +141,15 @@ def test_the_adapter_of_an_earlier_version_is_read_as_the_trainable_part(tmp_pat
     assert build(Recipe, old, "run.json").trainable == Lora(rank=4, alpha=2, targets="attention")
 
 
+def test_an_unknown_surgery_or_key_of_one_is_refused_when_the_recipe_is_read():
+    with pytest.raises(UserError, match=r"surgeries\.0: unknown key 'windw': did you mean window"):
+        resolve("lora", None, ["surgeries=[{surgery: rope-resonance, windw: 64}]"])
+    with pytest.raises(UserError, match=r"unknown surgery 'rope-resonanse': did you mean rope-resonance"):
+        resolve("lora", None, ["surgeries=[{surgery: rope-resonanse, window: 64}]"])
+    with pytest.raises(UserError, match=r"surgeries\.0: 'surgery' is None"):
+        resolve("lora", None, ["surgeries=[{window: 64}]"])
+
+
 def test_an_adapter_among_the_surgeries_is_refused_since_it_would_not_be_trained():
     entry = "{surgery: lora, rank: 4, alpha: 4, targets: [to_q]}"
     with pytest.raises(UserError, match="'lora' is in surgeries, where it would not be trained"):

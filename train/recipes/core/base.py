@@ -214,6 +214,12 @@ class RecipeBase(Config):
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
 
+    @field_validator("surgeries")
+    @classmethod
+    def _known_surgeries(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        from_record(value)
+        return value
+
     @abstractmethod
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if this recipe does not fit the model."""
