@@ -48,11 +48,16 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class PixelRows:
-    """B images of one bucket, to train a VAE. pixels: uint8 [B, 3, H, W], sRGB."""
+    """B images of one bucket, to train a VAE.
+
+    pixels: uint8 [B, 3, H, W], sRGB. mask: uint8 [B, H, W], 255 where a pixel takes part in training; None if
+    the data have none.
+    """
 
     pixels: torch.Tensor
     sample_ids: tuple[str, ...]
     uris: tuple[str, ...]
+    mask: torch.Tensor | None = None
 
 
 class EncodedData:
@@ -185,11 +190,14 @@ class EncodedData:
         info = self.buckets[bucket]
         found = self._rows(info, rows)
         shape = (info.height, info.width, 3)
-        pixels = self._stacked(found, "pixels", shape, "uint8")
+        pixels, mask = self._stacked(found, "pixels", shape, "uint8"), None
+        if self.info.config.mask is not None:
+            mask = self._stacked(found, "mask", shape[:2], "uint8")
         return PixelRows(
             pixels.permute(0, 3, 1, 2).contiguous(),
             tuple(row.values["sample_id"] for row in found),
             tuple(row.values["uri"] for row in found),
+            mask,
         )
 
     def _text_keys(self, row: Mapping[str, Any]) -> list[str | None]:

@@ -91,7 +91,8 @@ def _bytes(request: EncodeRequest, counts: Counter[Bucket], captions: int) -> di
 
     config, spec = request.config, request.model.spec
     if config.pixels:
-        return {"pixels": sum(3 * b.height * b.width * count for b, count in counts.items())}
+        area = sum(b.height * b.width * count for b, count in counts.items())
+        return {"pixels": 3 * area, **({} if config.mask is None else {"masks": area})}
     shapes = [(request.latent_shape(bucket), count) for bucket, count in counts.items()]
     stored = {"latents": sum(2 * size_of(shape, config.dtype) * count for shape, count in shapes)}
     if config.guide is not None:

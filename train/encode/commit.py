@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -253,8 +253,11 @@ def _stored_form(request: EncodeRequest, geometry: Geometry, bucket: Bucket) -> 
     """The bytes of a row of the bucket, and a description of its tensors for other readers."""
     config = request.config
     if config.pixels:
-        shape = [bucket.height, bucket.width, 3]
-        return bucket.height * bucket.width * 3, {"pixels": f"sRGB {shape} (row, column, channel), uint8"}
+        area = bucket.height * bucket.width
+        facts = {"pixels": f"sRGB {[bucket.height, bucket.width, 3]} (row, column, channel), uint8"}
+        if config.mask is None:
+            return 3 * area, facts
+        return 4 * area, {**facts, "mask": _mask_fact((bucket.height, bucket.width))}
     shape = request.latent_shape(bucket)
     order = f"(channel, row, column), {config.dtype}"
     facts = {"mean, std": f"raw latents {list(shape)} {order}", "model latents": geometry.formula}
@@ -264,9 +267,13 @@ def _stored_form(request: EncodeRequest, geometry: Geometry, bucket: Bucket) -> 
         facts["guide_mean, guide_std"] = f"raw latents {list(guide)} {order}"
         size += 2 * size_of(guide, config.dtype)
     if config.mask is not None:
-        facts["mask"] = f"{list(shape[1:])} (row, column), uint8; 255 takes part in training"
+        facts["mask"] = _mask_fact(shape[1:])
         size += shape[1] * shape[2]
     return size, facts
+
+
+def _mask_fact(shape: Sequence[int]) -> str:
+    return f"{list(shape)} (row, column), uint8; 255 takes part in training"
 
 
 def _bucket_rows(

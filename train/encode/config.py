@@ -39,7 +39,7 @@ class EncodeConfig(Config):
     split: encode only rows with this value in the manifest's column `split`. None: "train" if there is such
         a column, otherwise all rows.
     guide: also store the latents of the image at 1/guide of its side (UltraGen trains with 4). None: do not.
-    mask: also store, for each latent, which share of its pixels takes part in training: a column with the
+    mask: also store, for each latent (or pixel), which share of it takes part in training: a column with the
         path of a gray image relative to the source (white takes part), or "alpha". None: no mask.
     pixels: store the cropped pixels (uint8 RGB) instead of latents and texts, to train a VAE.
     tiling: "exact" runs the VAE in bounded memory, as samplers do; "none" always runs it on whole images.
@@ -85,8 +85,8 @@ class EncodeConfig(Config):
 
     @model_validator(mode="after")
     def _pixels_alone(self) -> EncodeConfig:
-        if self.pixels and (self.guide is not None or self.mask is not None):
-            raise ValueError("pixels are stored without guide and mask: leave these out")
+        if self.pixels and self.guide is not None:
+            raise ValueError("pixels are stored without guide: leave it out")
         return self
 
     def captions_of(self, captions: Sequence[str | None]) -> list[str | None]:
@@ -103,10 +103,11 @@ class EncodeConfig(Config):
     @property
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors that every encoded image has."""
+        mask = ("mask",) if self.mask is not None else ()
         if self.pixels:
-            return ("pixels",)
+            return ("pixels", *mask)
         guide = ("guide_mean", "guide_std") if self.guide is not None else ()
-        return ("mean", "std", *guide, *(("mask",) if self.mask is not None else ()))
+        return ("mean", "std", *guide, *mask)
 
     @field_validator("buckets")
     @classmethod

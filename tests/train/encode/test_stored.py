@@ -117,6 +117,25 @@ def test_a_mask_is_cropped_as_its_image_and_averaged_over_each_latent(masked):
             assert 0 < (rows.mask[i] > 127).float().mean() < 1
 
 
+def test_pixels_have_the_mask_of_each_pixel(masked, tiny_flux, tmp_path):
+    manifest, _ = masked
+    config = EncodeConfig(buckets=("128x128", "192x128"), pixels=True, mask="region")
+    encode(manifest.path, str(tiny_flux), tmp_path / "pixels", config, "cpu")
+    data = EncodedData.open(tmp_path / "pixels")
+    assert sum(info.rows for info in data.buckets) == 3
+    for bucket, info in enumerate(data.buckets):
+        rows = data.read_pixels(bucket, range(info.rows))
+        assert rows.mask is not None
+        assert (rows.mask.dtype, rows.mask.shape[1:]) == (torch.uint8, (info.height, info.width))
+        for uri, found in zip(rows.uris, rows.mask, strict=True):
+            mask = cv2.imread(str(manifest.root / uri.replace(".png", "-mask.png")), cv2.IMREAD_GRAYSCALE)
+            at = place(*mask.shape, Bucket(info.height, info.width))
+            mask = cv2.resize(mask, (at.width, at.height), interpolation=cv2.INTER_AREA)
+            mask = mask[at.top : at.top + info.height, at.left : at.left + info.width]
+            assert np.abs(found.numpy().astype(int) - mask).max() <= 1
+            assert 0 < (found > 127).float().mean() < 1
+
+
 def test_a_row_without_a_fitting_mask_fails(masked):
     _, data = masked
     failed = Manifest.open(data.path).table(["uri", "reason", "error"], where="status = 'failed'")
@@ -176,7 +195,7 @@ def test_pixels_are_stored_as_they_are_with_neither_vae_nor_texts(
         data.read(0, [0])
     with pytest.raises(UserError, match="has latents and no pixels"):
         EncodedData.open(small_set.folder).read_pixels(0, [0])
-    with pytest.raises(ValueError, match="without guide and mask"):
+    with pytest.raises(ValueError, match="without guide"):
         EncodeConfig(pixels=True, guide=4)
 
 

@@ -188,11 +188,12 @@ class ImageWork(Work):
             row |= {**stored, "reused": True}
             return None
         ready = _Ready(index, bucket, image.pixels())
-        if config.pixels:
-            row["pixels"] = ready.rgb.tobytes()
-            return None
         if config.mask is not None:
-            ready.cells["mask"] = image.coverage(config.mask, task.factor).tobytes()
+            factor = 1 if config.pixels else task.factor
+            ready.cells["mask"] = image.coverage(config.mask, factor).tobytes()
+        if config.pixels:
+            row |= {"pixels": ready.rgb.tobytes(), **ready.cells}
+            return None
         return ready
 
     def _most(self, bucket: Bucket) -> int:

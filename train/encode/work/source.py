@@ -147,7 +147,8 @@ class ItemImage:
         return cut(self.file.decoded.rgb(self.box), self.bucket)
 
     def coverage(self, mask: str, factor: int) -> np.ndarray:
-        """The mask at the latents' resolution: uint8 [h, w], the mean over each latent's pixels.
+        """The mask at the latents' resolution: uint8 [h, w], the mean over each latent's `factor` x `factor`
+        pixels; that of the pixels themselves with factor 1.
 
         255 is an area that takes part in training, 0 one that does not. mask: as in the configuration.
         """

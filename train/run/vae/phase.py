@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,13 +17,17 @@ from uhr.train.run.vae.autoencoder import Autoencoder
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of one size: float32 [B, 3, H, W] in [-1, 1]."""
+    """Images of one size: float32 [B, 3, H, W] in [-1, 1].
+
+    mask: float32 [B, 1, H, W] in [0, 1], 1 where a pixel takes part in training; None is everywhere.
+    """
 
     images: torch.Tensor
+    mask: torch.Tensor | None = None
 
     def slice(self, start: int, stop: int) -> ImageBatch:
         """The images from `start` to `stop` (exclusive)."""
-        return ImageBatch(self.images[start:stop])
+        return ImageBatch(self.images[start:stop], None if self.mask is None else self.mask[start:stop])
 
     @property
     def noise_levels(self) -> None:
@@ -76,14 +80,27 @@ class PixelUse:
 
     def batch(self, rows: PixelRows, draws: Draws) -> ImageBatch:
         """Make a batch from stored rows."""
-        return ImageBatch(images_of(rows, self.device))
+        mask = None if rows.mask is None else rows.mask[:, None].to(self.device).float() / 255
+        return ImageBatch(images_of(rows, self.device), mask)
 
     def errors(
         self, autoencoder: Autoencoder, batch: ImageBatch, draws: Draws
     ) -> tuple[torch.Tensor, VaeErrors]:
-        """The reconstructions, float32 [B, 3, H, W], and their errors."""
+        """The reconstructions, float32 [B, 3, H, W], and their errors.
+
+        With a mask, whatever the objective: where the mask is 0, the reconstruction is replaced by the
+        original, which leaves no difference, and the errors are divided by the mask's mean, so that a small
+        area counts as much as a whole image. An image whose mask is 0 everywhere has the loss 0.
+        """
         coded = autoencoder.code(batch.images, draws if self.latents == "sample" else None)
-        return coded.images, self._loss(batch.images, coded)
+        if batch.mask is None:
+            return coded.images, self._loss(batch.images, coded)
+        inside = batch.images + batch.mask * (coded.images - batch.images)
+        errors = self._loss(batch.images, replace(coded, images=inside))
+        # at least one pixel of the mask's 8 bits, or none
+        share = batch.mask.mean(dim=(1, 2, 3)).clamp(min=1 / (255 * batch.mask[0].numel()))
+        parts = {name: value / share for name, value in errors.parts.items()}
+        return coded.images, VaeErrors(errors.loss / share, parts)
 
     def loss(
         self, network: Autoencoder, batch: ImageBatch, draws: Draws

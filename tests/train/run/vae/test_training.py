@@ -1,6 +1,7 @@
 """A step of a VAE's training: what is trained, on which crops, from which numbers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from uhr.models.vae.f16 import vae_factor
 from uhr.models.zoo import load_vae
 from uhr.train.data.reader import EncodedData
 from uhr.train.objectives.draws import Draws
+from uhr.train.objectives.vae.perceptual import Perceptual
+from uhr.train.objectives.vae.reconstruction import ReconstructionLoss
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints.checkpoint import folder_of, read_info
 from uhr.train.run.job import start
 from uhr.train.run.trainer import Trainer, train
+from uhr.train.run.vae.phase import PixelUse
 
 
 def test_the_less_flat_half_is_trained_on(vae_job, crops):
@@ -41,6 +45,36 @@ def test_a_share_is_of_the_rows_that_the_condition_leaves(crops):
         data.lowest(data.select(), {"uri": 0.5})
     with pytest.raises(UserError, match="no row has a value of flat_fraction"):
         data.lowest(data.select("uri = 'e.png'"), {"flat_fraction": 0.5})
+
+
+def test_a_mask_leaves_pixels_out_of_the_loss_and_of_its_mean(vae_job):
+    trainer = Trainer(vae_job("latents=mean"))
+    phase, draws = trainer.phase(0), Draws(0, 0, range(2))
+    use, network = phase.uses[0], trainer.model.network
+    whole = use.batch(use.read(phase.mixture.at(0), draws), draws)
+    assert whole.mask is None
+    objective = ReconstructionLoss(l2=1.0, wavelet=0.0, perceptual=Perceptual(weight=0))
+    plain = PixelUse(use.data, objective, "mean", 1.0, trainer.device)
+    reconstructed, errors = plain.errors(network, whole, draws)
+    every = torch.ones(len(whole.images), 1, *whole.images.shape[-2:])
+    for part in (plain, use):
+        torch.testing.assert_close(
+            part.errors(network, replace(whole, mask=every), draws)[1].loss,
+            part.errors(network, whole, draws)[1].loss,
+        )
+    half = every.clone()
+    half[..., 24:] = 0
+    _, masked = plain.errors(network, replace(whole, mask=half), draws)
+    expected = (reconstructed - whole.images)[..., :24].square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(masked.loss, expected)
+    torch.testing.assert_close(masked.parts["l2"], expected)
+    assert not torch.isclose(masked.loss, errors.loss, rtol=1e-3).all()
+    nothing = replace(whole, mask=torch.zeros_like(every))
+    loss = use.loss(network, nothing, draws)[0]
+    assert loss.tolist() == [0.0] * len(whole.images)
+    loss.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in trainer.state.parameters.values())
+    assert nothing.slice(0, 1).mask.shape[0] == 1
 
 
 def test_the_decoder_alone_is_trained_in_float32(vae_job, tiny_flux):
