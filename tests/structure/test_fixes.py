@@ -57,6 +57,8 @@ PRINTED_BY = {
     "train/evaluate/compare/": ("eval compare",),
     "train/evaluate/checkpoints/": ("eval run",),
     "train/evaluate/generate.py": ("eval generate",),
+    "train/evaluate/judges/model.py": ("eval judge",),
+    "train/evaluate/judges/study.py": ("eval study",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),
     "train/foreign/": ("train import",),

@@ -12,6 +12,7 @@ from uhr.base.console import say, shown
 from uhr.base.errors import UserError
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.train.evaluate.judges.cli import judge, study
 
 if TYPE_CHECKING:
     from uhr.train.evaluate.prompts import EvalItem
@@ -405,3 +406,7 @@ def compare_(
             say(f"\n{shown(out)} has prompts and images")
 
     console.emit(found.facts(), as_json, show)
+
+
+app.command("judge")(judge)
+app.command("study")(study)

@@ -208,3 +208,10 @@ def image_file(arm: Arm, row: int) -> Path:
     from uhr.base.paths import text_path
 
     return text_path(arm.info.images) / text_path(arm.scores["file"][row].as_py())
+
+
+def spaced(count: int, most: int | None) -> list[int]:
+    """At most so many of the first `count` numbers, evenly spaced; all if `most` is None."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [at * count // most for at in range(most)]

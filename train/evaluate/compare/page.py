@@ -22,7 +22,7 @@ from uhr.base.files import atomic, saving
 from uhr.train.evaluate.bootstrap import Difference
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
-from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file
+from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file, spaced
 from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.images import ImageRef
 from uhr.train.evaluate.overlap import describe
@@ -80,7 +80,7 @@ def write_page(found: Comparison, out: Path, budget: int = EMBEDDED) -> Path:
 
 def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
     info = found.arms[0].info
-    chosen = _spaced(info.n, MOST_ROWS)
+    chosen = spaced(info.n, MOST_ROWS)
     per_image = [column for column in found.columns if column.kind == "image"]
     pictures = _pictures(found.arms, chosen, out, budget)
     rows = [_row(found, per_image, row, pictures[at]) for at, row in enumerate(chosen)]
@@ -106,13 +106,6 @@ def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
             "rows": [_data(row, pictures[at]) for at, row in enumerate(rows)],
         },
     }
-
-
-def _spaced(count: int, most: int) -> list[int]:
-    """At most so many of the first `count` numbers, evenly spaced."""
-    if count <= most:
-        return list(range(count))
-    return [at * count // most for at in range(most)]
 
 
 def _column(found: Comparison, column: ComparedColumn) -> dict[str, Any]:
@@ -175,8 +168,8 @@ def _pictures(arms: Sequence[Arm], rows: Sequence[int], out: Path, budget: int) 
     made: list[list[_Picture]] = []
     with progress("page", len(rows), "rows") as advance, ThreadPoolExecutor(AT_ONCE) as pool:
         for row in rows:
-            read = list(pool.map(lambda arm, at=row: _read(arm, at), arms))
-            full = [_jpeg(pixels) for pixels, _ in read] if budget > 0 else []
+            read = list(pool.map(lambda arm, at=row: read_image(arm, at), arms))
+            full = [jpeg(pixels) for pixels, _ in read] if budget > 0 else []
             fits = 0 < sum(map(len, full)) <= budget
             # once a row does not fit, no later one is tried: encoding takes longer than decoding
             budget = budget - sum(map(len, full)) if fits else 0
@@ -190,7 +183,7 @@ def _pictures(arms: Sequence[Arm], rows: Sequence[int], out: Path, budget: int) 
     return made
 
 
-def _read(arm: Arm, row: int) -> tuple[np.ndarray, Path]:
+def read_image(arm: Arm, row: int) -> tuple[np.ndarray, Path]:
     """The pixels of an image that was scored. Raises UserError if it is missing or has changed."""
     file = image_file(arm, row)
     pixels, sha256, _ = ImageRef(str(file), str(file)).pixels()
@@ -225,7 +218,7 @@ def _link(file: Path, out: Path) -> str:
     return urllib.parse.quote(os.fsencode(relative))
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
+def jpeg(pixels: np.ndarray) -> bytes:
     """A full image, without chroma subsampling: 4:2:0 would halve the resolution of colour."""
     import cv2
     import numpy as np

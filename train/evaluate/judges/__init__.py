@@ -1,0 +1,1 @@
+"""Judges of two results: a vision-language model, and people who vote on a blind page."""
