@@ -6,8 +6,10 @@ A PNG has the record in a text chunk. JPEG and WebP have no such chunks: it is i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Generator
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -41,6 +43,9 @@ LOSSLESS = "lossless"
 _EXIF, _COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 _MOST_EXIF = 65_533 - 128
 """The bytes that one segment of a JPEG has for a comment, next to the other entries of its EXIF."""
+
+_MOST_RECORD = 1 << 26
+"""Bytes of the longest EXIF that is read."""
 
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error)
 """What PIL raises for files that are damaged in some way."""
@@ -130,8 +135,7 @@ class Encoding(Config):
 
         if self.exact:
             return image
-        # its size is known: the limit on decompressed images is for files of others
-        with open_file(io.BytesIO(self.encode(image, None)), self.format) as found:
+        with _without_limit(), open_file(io.BytesIO(self.encode(image, None)), self.format) as found:
             found.load()
             return Image.frombytes(found.mode, found.size, found.tobytes())
 
@@ -144,15 +148,52 @@ def _exif(text: str) -> Any:
     return exif
 
 
-def open_written(path: Path) -> Any:
-    """Open a PNG, JPEG or WebP of any size with PIL, not decoded yet; callers that decode it check its size
-    first. `Image.open` rejects images above 179 megapixels, such as 16K."""
+def open_written(path: Path, size: tuple[int, int] | None = None) -> Any:
+    """Open a PNG, JPEG or WebP with PIL, not decoded yet; callers that decode it check its size first.
+
+    PNG and JPEG may have any size, a WebP 179 megapixels, or the (width, height) that is expected: PIL
+    prepares to decode it when it is opened. Raises UserError for a file that cannot be read.
+    """
     try:
         with open(path, "rb") as file:
-            head = file.read(12)
-        return open_file(path, _format_of(head))
-    except _DAMAGE as error:
+            form = _format_of(file.read(12))
+        expected = form == "webp" and size is not None and _size_of(path) == size
+        with _without_limit() if expected else contextlib.nullcontext():
+            return open_file(path, form)
+    except _damage() as error:
         raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG, JPEG or WebP") from error
+
+
+@contextlib.contextmanager
+def _without_limit() -> Generator[None]:
+    """Lift PIL's limit on decompressed images, which is for files of others, in a `with` block."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """The width and height in a WebP's header."""
+    from uhr.pixels.headers import read_header
+    from uhr.pixels.types import PixelFault
+
+    try:
+        found = read_header(path)
+    except PixelFault:
+        return None
+    return found.width, found.height
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What PIL raises for files that are damaged in some way, or larger than its limit."""
+    from PIL.Image import DecompressionBombError
+
+    return (*_DAMAGE, DecompressionBombError)
 
 
 def _format_of(head: bytes) -> str:
@@ -177,6 +218,8 @@ def texts_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
 
     Only texts that exist are returned. Raises UserError for a file that is not such an image.
     """
+    if (comment := _webp_comment(path)) is not None:
+        return {"exif": comment} if comment else {}
     with open_written(path) as image:
         if image.format == "PNG":
             found = {name: image.info.get(name) for name in names}
@@ -186,14 +229,36 @@ def texts_of(path: Path, names: tuple[str, ...]) -> dict[str, str]:
             except _DAMAGE as error:
                 raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG") from error
             return {name: str(text) for name, text in found.items() if isinstance(text, str)}
-        comment = _comment(image)
+        comment = _comment(image.info.get("exif", b""))
         return {} if comment is None else {"exif": comment}
 
 
-def _comment(image: Any) -> str | None:
-    """The comment of an image's EXIF: ASCII, or as other programs write it in UTF-16."""
+def _webp_comment(path: Path) -> str | None:
+    """The comment of a WebP's EXIF, "" if it has none; None for a file that is not a WebP. It is not
+    decoded."""
     try:
-        data = image.getexif().get_ifd(_EXIF).get(_COMMENT)
+        with open(path, "rb") as file:
+            head = file.read(12)
+            if _format_of(head) != "webp":
+                return None
+            while len(head := file.read(8)) == 8:
+                length = int.from_bytes(head[4:], "little")
+                if head[:4] == b"EXIF":
+                    return _comment(file.read(min(length, _MOST_RECORD))) or ""
+                file.seek(length + length % 2, io.SEEK_CUR)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG, JPEG or WebP") from error
+    return ""
+
+
+def _comment(exif: bytes) -> str | None:
+    """The comment in the bytes of an EXIF: ASCII, or as other programs write it in UTF-16."""
+    from PIL import Image
+
+    try:
+        tree = Image.Exif()
+        tree.load(exif)
+        data = tree.get_ifd(_EXIF).get(_COMMENT)
     except _DAMAGE:
         return None
     if not isinstance(data, bytes):

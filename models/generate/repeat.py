@@ -245,7 +245,7 @@ def compare(first: Path, again: Any, encoding: Encoding | None = None) -> Compar
 
     width, height = again.size
     again = (encoding or Encoding()).stored(again)
-    with open_written(first) as file:
+    with open_written(first, (width, height)) as file:
         if file.size != again.size:
             return Comparison(width, height, width * height, 255, file.size)
         try:

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import get_sampling
 
 from uhr.base.errors import UserError
-from uhr.models.generate import record
+from uhr.models.generate import record, repeat
 from uhr.models.generate.encoding import Encoding
 from uhr.models.generate.target import Target
 
@@ -150,6 +150,21 @@ def test_a_repeat_of_a_jpeg_is_compared_after_the_same_encoding(uhr, tiny_flux, 
     assert "identical: all" in uhr("--repeat", tmp_path / "one.json", "--out", tmp_path / "three.png").out
     # the PNG has the pixels before JPEG changed them, and is the same when it is made again
     assert "identical: all" in uhr("--repeat", tmp_path / "three.png", "--out", tmp_path / "four.webp").out
+
+
+def test_a_webp_above_pillows_limit_is_repeated_and_the_limit_is_left_as_it_was(
+    uhr, tiny_flux, tmp_path, monkeypatch
+):
+    one, two = tmp_path / "one.webp", tmp_path / "two.webp"
+    uhr("euler", "--model", tiny_flux, "--out", one, *SMALL, "--record", "image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(one)
+    assert "identical: all" in uhr("--repeat", one, "--out", two).out
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    # one of another size than the repeated image is not decoded
+    with pytest.raises(UserError, match="cannot be read"):
+        repeat.compare(one, coloured((8, 8)), Encoding(format="webp", quality=95))
 
 
 def test_sizes_and_transparency_that_a_format_lacks_are_errors_before_loading(

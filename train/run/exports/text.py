@@ -31,7 +31,9 @@ def print_file(run: Path, written: ExportedFile) -> None:
         say(f"a plain LoRA of rank {written.rank}, {what}")
     if written.includes:
         say(f"it includes {', '.join(written.includes)}, which it was trained on top of; load it alone")
-    say(f"read back: it differs from what was trained by {written.difference:.1g} of the largest value")
+    apart = written.difference
+    same = f"at most {apart:.1g} of its largest value from" if apart else "exactly"
+    say(f"read back: {same} what was trained")
     say(f"loaded by {PROGRAMS[content.form]}")
     say(f"sampling: {content.usage_hint}")
     say()
