@@ -8,7 +8,7 @@ from uhr.models.estimate.devices import DEVICES
 from uhr.train.recipes import resolve
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.estimate.estimate import estimate
-from uhr.train.run.estimate.fitting import PATHS, Setting, variants
+from uhr.train.run.estimate.fitting import AS_FAST, PATHS, Setting, variants
 
 
 def plan(*sets, on, **named):
@@ -39,7 +39,11 @@ def test_the_first_setting_fits_and_is_the_fastest_and_its_plan_says_the_same(gp
     fitting = [each for each in found if each.fits]
     assert fitting
     assert found[: len(fitting)] == fitting
-    assert found[0].seconds == min(each.seconds for each in fitting)
+    fastest = min(each.seconds for each in fitting)
+    assert found[0].seconds <= AS_FAST * fastest
+    # streaming is as fast where copies are hidden, but needs the host's memory
+    plain = [each for each in fitting if not each.host and each.seconds <= AS_FAST * fastest]
+    assert (found[0].host == 0) == bool(plain)
     assert all(each.total <= DEVICES[gpu].usable for each in fitting)
     assert all(each.total > DEVICES[gpu].usable for each in found[len(fitting) :])
     for each in (found[0], fitting[-1]):

@@ -19,6 +19,9 @@ QUANTISED = ("nf4", "int8")
 PATHS = ("runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "batch.micro")
 """The values that are tried. None of them changes which samples a step trains on, or how many."""
 
+AS_FAST = 1.05
+"""Settings whose time is within this factor are taken as equally fast: none of them was measured."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -92,18 +95,26 @@ def settings(
     gpu: Device,
     keep: Collection[str] = (),
 ) -> list[Setting]:
-    """All settings: those that fit first, the fastest first and of equally fast ones the smallest; then the
-    others, the smallest first.
+    """All settings: those that fit first, the fastest first; then the others, the smallest first.
+
+    Of those that are as fast as the fastest (`AS_FAST`), the plainest is first: with its weights whole and on
+    the device, and then the smallest.
 
     measure: the memory (`memory`) and the seconds of a run.
     """
-    found = []
+    found, plain = [], {}
     for changes, changed in variants(recipe, keep):
         sizes, seconds = measure(changed)
         fits = sizes["total"] <= gpu.usable
-        found.append(Setting(changes, sizes["total"], sizes.get("host", 0), seconds, fits))
-    fitting = sorted((each for each in found if each.fits), key=lambda each: (each.seconds, each.total))
-    return fitting + sorted((each for each in found if not each.fits), key=lambda each: each.total)
+        each = Setting(changes, sizes["total"], sizes.get("host", 0), seconds, fits)
+        found.append(each)
+        runtime = changed.runtime
+        plain[each] = runtime.offload is not None, runtime.quantize is not None, len(changes), each.total
+    fitting = [each for each in found if each.fits]
+    limit = AS_FAST * min((each.seconds for each in fitting), default=0.0)
+    fast = sorted((each for each in fitting if each.seconds <= limit), key=lambda each: plain[each])
+    slow = sorted((each for each in fitting if each.seconds > limit), key=lambda each: each.seconds)
+    return [*fast, *slow, *sorted((each for each in found if not each.fits), key=lambda each: each.total)]
 
 
 def advice(plan: Mapping[str, Any]) -> list[str]:
