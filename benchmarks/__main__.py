@@ -10,6 +10,7 @@ from uhr.base.errors import UserError, unknown
 
 NAMES = (
     "curation",
+    "growth",
     "native_resolution",
     "duplicates",
     "attention",

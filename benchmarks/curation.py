@@ -1,22 +1,26 @@
-"""Curation's claims of speed: the exact gray measures, header-only filtering, Ray against local workers.
+"""Curation's claims of speed: exact gray measures, header-only filtering, Ray against local workers, peers.
 
-python -m benchmarks.curation
+    python -m benchmarks.curation [--python PEER/bin/python]...
+
+The options are those of `peers.py`.
 """
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import engines, gray_pass
+from benchmarks import engines, gray_pass, peers
 from uhr.base.console import say
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the numbers of each part and whether each claim holds; exit code 1 if one does not."""
+    options = peers.options([] if arguments is None else arguments)
     found = gray_pass.claims()
     for claim in engines.CLAIMS:
         measured = claim()
         found[f"{measured.text}: {measured.measured}"] = measured.holds
+    found |= peers.claims(options)
     say()
     for text, holds in found.items():
         say(f"{'holds' if holds else 'FAILS'}  {text}")
@@ -24,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

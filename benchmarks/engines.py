@@ -52,12 +52,9 @@ class Claim:
 
 def header_only(rounds: int = 3) -> Claim:
     """Files per second of a run that needs no pixels, on two local workers, from listing to report."""
-    tree = {"name": "headers", "stages": [{"stage": "header"}, {"stage": "geometry"}]}
-    plan = CurationPlan.of(
-        PipelineConfig.model_validate({**tree, "rules": {"resolution": "megapixels >= 0.25"}})
-    )
+    plan = header_plan()
     with _scratch() as scratch:
-        source = _links(scratch, _small_images(scratch / "originals"), HEADER_FILES)
+        source = hard_links(scratch, small_images(scratch / "originals"), HEADER_FILES)
         seconds = min(_timed(plan, source, scratch, "local", 2) for _ in range(rounds))
     rate = HEADER_FILES / seconds
     text = f"header-only filtering on two cores reaches {HEADER_PER_SECOND:,} images/s"
@@ -70,10 +67,10 @@ def ray_against_local(rounds: int = 2) -> Claim:
     workers = cores()
     with _scratch() as scratch:
         originals = _real_images() or _large_images(scratch / "originals")
-        probe = _links(scratch / "probe", originals, len(originals))
+        probe = hard_links(scratch / "probe", originals, len(originals))
         once = _timed(plan, probe, scratch, "local", workers)
         count = max(1, round(len(originals) * LOCAL_SECONDS / once))
-        source = _links(scratch, originals, count)
+        source = hard_links(scratch, originals, count)
         times: dict[EngineName, list[float]] = {"local": [], "ray": []}
         for _ in range(rounds):
             for engine, taken in times.items():
@@ -82,6 +79,14 @@ def ray_against_local(rounds: int = 2) -> Claim:
     text = f"Ray reaches {RAY_SHARE:.0%} of {workers} local workers on a run of a minute or more"
     measured = f"{local / ray:.0%} (local {local:.1f} s, ray {ray:.1f} s, {count:,} images)"
     return Claim(text, measured, local / ray >= RAY_SHARE and local >= 60)
+
+
+def header_plan() -> CurationPlan:
+    """A pipeline that reads headers alone, and has one rule over them."""
+    tree = {"name": "headers", "stages": [{"stage": "header"}, {"stage": "geometry"}]}
+    return CurationPlan.of(
+        PipelineConfig.model_validate({**tree, "rules": {"resolution": "megapixels >= 0.25"}})
+    )
 
 
 CLAIMS = (header_only, ray_against_local)
@@ -104,7 +109,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _links(folder: Path, originals: Sequence[Path], count: int) -> Path:
+def hard_links(folder: Path, originals: Sequence[Path], count: int) -> Path:
     """`count` hard links to the originals, a thousand to a folder."""
     copies = folder / "copies"
     copies.mkdir(parents=True)
@@ -126,7 +131,7 @@ def _real_images() -> list[Path]:
     return [path for path in found if path.suffix in (".jpg", ".png") and path.stat().st_size > 300_000]
 
 
-def _small_images(folder: Path) -> list[Path]:
+def small_images(folder: Path) -> list[Path]:
     """JPEG, PNG and WebP of ten sizes, some below the rule's limit."""
     return [
         _image(folder / f"{side}.{suffix}", side, side)
