@@ -13,6 +13,9 @@ from uhr.train.foreign.settings import Foreign, Key, absent, real, whole
 
 PROGRAM = "SimpleTuner"
 
+_MOST_CAPTION = 1 << 16
+"""Bytes of a caption file that are looked at."""
+
 STRATEGIES = {
     "textfile": None,
     "filename": "{stem}",
@@ -29,6 +32,7 @@ BACKEND_KEYS: Mapping[str, Key] = {
     "type": Key("local; for aws a source s3://bucket/prefix"),
     "dataset_type": Key("image; text_embeds are what uhr train encode stores"),
     "disabled": Key("left out"),
+    "disable": Key("left out"),
     "instance_data_dir": Key("a source of the pipeline"),
     "instance_data_root": Key("a source of the pipeline"),
     "caption_strategy": Key("captions beside the images, file names, or one caption"),
@@ -75,7 +79,9 @@ def read(file: Path) -> Foreign:
         raise UserError(f"{file} is not a list of data sets of SimpleTuner", "name multidatabackend.json")
     found = Foreign(PROGRAM)
     images = [
-        each for each in tree if each.get("dataset_type", "image") == "image" and not each.get("disabled")
+        each
+        for each in tree
+        if each.get("dataset_type", "image") == "image" and not (each.get("disabled") or each.get("disable"))
     ]
     shares = [each.get("probability", 1) for each in images]
     weighted = len(set(shares)) > 1
@@ -117,6 +123,9 @@ def _caption(entry: Mapping[str, Any], name: str, file: Path, found: Foreign) ->
         )
     elif strategy == "csv":
         found.unread.append(f"{name}: caption_strategy csv: copy the table into the folder as metadata.csv")
+    elif strategy == "textfile" and (several := _several(entry, file)):
+        what = "its lines are several captions there, and one caption here"
+        found.unread.append(f"{name}: caption_strategy textfile: {several}: {what}")
     if prompt and entry.get("prepend_instance_prompt"):
         found.trigger = str(prompt)
     if strategy == "instanceprompt" or entry.get("only_instance_prompt"):
@@ -125,6 +134,16 @@ def _caption(entry: Mapping[str, Any], name: str, file: Path, found: Foreign) ->
         found.unread.append(f"{name}: .txt files beside the images win over instance_prompt: move them away")
         return str(prompt)
     return STRATEGIES[strategy]
+
+
+def _several(entry: Mapping[str, Any], file: Path) -> str | None:
+    """The name of the first caption file with several lines."""
+    folder = file.parent / str(entry.get("instance_data_dir") or entry.get("instance_data_root"))
+    for path in sorted(folder.rglob("*.txt")):
+        with path.open("rb") as opened:
+            if b"\n" in opened.read(_MOST_CAPTION).strip():
+                return path.name
+    return None
 
 
 def _side(entry: Mapping[str, Any]) -> int | None:

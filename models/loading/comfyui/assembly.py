@@ -41,7 +41,7 @@ _SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.
 _LEFT_OUT = ("logit_scale", "text_projection.weight", "spiece_model")
 """Tensors of text encoders that FLUX does not use."""
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +215,7 @@ def _write(
         )
     for name, path in tokenizers.items():
         shutil.copytree(path, folder / name, copy_function=shutil.copyfile)
+        _set_length(folder / name / "tokenizer_config.json", found.spec, name)
     for name, path in found.files.items():
         if name == "vae":
             _write_vae(found.spec, path, folder)
@@ -223,6 +224,12 @@ def _write(
     named = {name: text.split(":") for name, text in found.spec.components.items()}
     index = {"_class_name": found.spec.pipeline_class, **named, **found.spec.pipeline_config}
     write_json(folder / INDEX, index)
+
+
+def _set_length(file: Path, spec: ModelSpec, tokenizer: str) -> None:
+    """Have CLIP's tokenizer cut texts where the model does: ComfyUI's has 8192 tokens, and cuts elsewhere."""
+    if spec.components[tokenizer].endswith(":CLIPTokenizer"):
+        write_json(file, {**_json(file), "model_max_length": spec.text_lengths["clip"]})
 
 
 def _put_text_encoder(file: Path, to: Path) -> None:

@@ -49,6 +49,25 @@ def prefixed(folder, component, prefix):
     return {key if key.startswith(prefix) else prefix + key: tensor for key, tensor in state.items()}
 
 
+def clip_tokenizer(folder, to):
+    """CLIP's tokenizer in the files of ComfyUI's code, with the length that it states there."""
+    to.mkdir(parents=True)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (to / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (to / "merges.txt").write_text("#version: 0.2\n")
+    added = {
+        "__type": "AddedToken",
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+        "single_word": False,
+    }
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {name: {**added, "content": text} for name, text in tokens.items()}
+    config |= {"model_max_length": 8192, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    (to / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 @pytest.fixture
 def comfy(tiny_flux, tmp_path, monkeypatch):
     """The installation, with the tiny FLUX.1; the cache is in the test's folder."""
@@ -64,7 +83,7 @@ def comfy(tiny_flux, tmp_path, monkeypatch):
     put(root, "clip/t5xxl_fp16.safetensors", prefixed(tiny_flux, "text_encoder_2", ""))
     put(root, "vae/ae.safetensors", NAMES.ldm_names(zoo.load_vae(tiny_flux)))
     (root / "models" / "loras").mkdir()
-    shutil.copytree(tiny_flux / "tokenizer", root / "comfy" / "sd1_tokenizer")
+    clip_tokenizer(tiny_flux / "tokenizer", root / "comfy" / "sd1_tokenizer")
     shutil.copytree(tiny_flux / "tokenizer_2", root / "comfy" / "text_encoders" / "t5_tokenizer")
     return root
 

@@ -240,6 +240,16 @@ def test_simpletuners_data_sets(folder, uhr):
     assert done.foreign.resolutions == [1024]
 
 
+def test_captions_of_several_lines_are_named(folder):
+    (folder / "images" / "red_car-2.txt").write_text("one\nanother\n")
+    entries = [dict(SIMPLETUNER[0], caption_strategy="textfile"), dict(SIMPLETUNER[1], disable=True)]
+    (folder / "m.json").write_text(json.dumps(entries))
+    done = import_config(folder / "m.json", folder / "out")
+    assert [each.name for each in done.foreign.sources] == ["photos"]
+    (line,) = [line for line in done.foreign.unread if "textfile" in line]
+    assert "red_car-2.txt: its lines are several captions there" in line
+
+
 def test_probabilities_become_weights(folder):
     entries = [dict(SIMPLETUNER[0], probability=0.75, repeats=0), dict(SIMPLETUNER[1], probability=0.25)]
     (folder / "m.json").write_text(json.dumps(entries))
