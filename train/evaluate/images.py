@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uhr.base import parquet
 from uhr.base.config import fingerprint
-from uhr.base.console import counted, warn
+from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined, one_line
 from uhr.base.files import sha256_file
 from uhr.base.paths import path_text, text_path
@@ -288,6 +288,7 @@ def find_references(place: Path, kind: str, items: Sequence[EvalItem]) -> Refere
     """
     from uhr.manifests.info import is_manifest
 
+    place = place.parent if place.name == METADATA else place
     if not place.is_dir():
         raise UserError(f"--references {place} is not a folder", "name a folder of images, or a manifest")
     if is_manifest(place):
@@ -301,9 +302,10 @@ def find_references(place: Path, kind: str, items: Sequence[EvalItem]) -> Refere
             _check_paired(place, chosen, items)
             refs, hashes = [refs[at] for at in chosen], [hashes[at] for at in chosen]
     elif kind == "paired":
-        if all(item.reference is not None for item in items):
-            files = [item.reference for item in items if item.reference is not None]
-        else:
+        files = [item.reference for item in items if item.reference is not None]
+        # those of a published set, whose metadata names them with the prompts
+        beside = len(files) == len(items) and all(file.is_relative_to(place) for file in files)
+        if not beside:
             found = _of_metadata(place, items) if (place / METADATA).exists() else _by_name(place, items)
             _check_paired(place, [0 if item.index in found else -1 for item in items], items)
             files = [found[item.index] for item in items]
@@ -320,7 +322,12 @@ def _of_files(files: Sequence[Path]) -> tuple[list[ImageRef], list[str]]:
         if not file.is_file():
             raise UserError(f"the reference {file} does not exist", "download the published set again")
     refs = [ImageRef(str(file), path_text(file.absolute())) for file in files]
-    return refs, [sha256_file(file) for file in files]
+    hashes = []
+    with progress("hash", len(files), "references") as advance:
+        for file in files:
+            hashes.append(sha256_file(file))
+            advance()
+    return refs, hashes
 
 
 def _check_paired(place: Path, chosen: Sequence[int], items: Sequence[EvalItem]) -> None:

@@ -186,6 +186,31 @@ def test_paired_references_are_those_of_the_prompts_wherever_they_are(protocol, 
     assert "the references are not paired" in score(file, images, "o", "--references", references)[2]
 
 
+def test_the_references_of_a_published_set_are_beside_its_prompts_or_where_the_user_says(
+    protocol, folder, score
+):
+    images, published, others = (
+        folder("images"),
+        folder("published", range(5, 11)),
+        folder("others", range(6)),
+    )
+    rows = [{"file_name": f"{n:04d}.png", "text": f"caption {n}"} for n in range(6)]
+    (published / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = protocol(
+        metrics=[{"metric": "own_metrics:Paired"}],
+        prompts={"layout": "imagefolder"},
+        references={"kind": "paired", "in_prompts": True},
+    )
+    beside = score(file, images, "a", "--prompts", published)[1]
+    by_file = score(file, images, "b", "--prompts", published / "metadata.jsonl")[1]
+    assert values(beside) == values(by_file)
+    assert values(beside)["brightness"]["value"] > 0
+    same = score(file, images, "c", "--prompts", published, "--references", others)[1]
+    assert values(same)["brightness"]["value"] == 0
+    (published / "0003.png").unlink()
+    assert "0003.png does not exist" in score(file, images, "d", "--prompts", published)[2]
+
+
 def test_overlap_with_the_training_data_is_in_the_result(protocol, folder, score, uhr):
     images, references = folder("images"), folder("references", range(10, 16))
     # trained on two references, one of them saved anew, and on a prompt in other spelling
