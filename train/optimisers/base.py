@@ -20,7 +20,7 @@ class Optimiser(Kind):
 
     @abstractmethod
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Make it over float32 parameters, with a learning rate of 0 that the loop sets before each step.
+        """Make it over float32 parameters; the loop sets the learning rate before each step.
 
         Raises UserError if its package is missing.
         """

@@ -133,7 +133,8 @@ class TorchOptimiser(Optimiser):
         }
         cls = load_object(self.kind, "optimiser")
         try:
-            return cls(list(parameters), lr=0.0, **arguments)
-        except (TypeError, ValueError) as error:
+            # some classes refuse a learning rate of 0; the loop sets another before each step
+            return cls(list(parameters), lr=1e-3, **arguments)
+        except (AssertionError, TypeError, ValueError) as error:
             what = f"optimiser '{self.kind}' cannot be made ({one_line(error)})"
             raise UserError(what, "change its keys under `optimiser`") from error

@@ -152,3 +152,25 @@ def test_the_stated_bytes_of_a_state_are_those_that_a_step_leaves(config):
     )
     # of the small matrix that is measured, the tables of the 8-bit codes are a part
     assert stated == pytest.approx(measured, abs=0.1)
+
+
+def test_an_optimiser_that_asserts_its_arguments_is_built_and_says_what_is_wrong(tmp_path, monkeypatch):
+    # as CAME's own package does
+    (tmp_path / "asserting.py").write_text(
+        """
+import torch
+
+class Asserting(torch.optim.SGD):
+    def __init__(self, params, lr, betas=(0.9, 0.999, 0.9999)):
+        assert lr > 0.0
+        assert all(0.0 <= beta <= 1.0 for beta in betas), "betas are shares"
+        super().__init__(params, lr)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    built = optimiser("asserting:Asserting").build(list(parameters_of().values()))
+    optim.set_lr(built, 0.5)
+    assert built.param_groups[0]["lr"] == 0.5
+    wrong = optimiser({"kind": "asserting:Asserting", "betas": [2.0]})
+    with pytest.raises(UserError, match=r"cannot be made \(betas are shares\): change its keys"):
+        wrong.build(list(parameters_of().values()))
