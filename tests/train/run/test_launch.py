@@ -155,7 +155,9 @@ def test_the_same_command_under_torchrun(arguments, warm, short_texts, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # as after a restart by torchrun, whose store still has the addresses of the processes before
+    restarted = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **restarted}
     command = ["-c", short_texts.COMMAND, *arguments, "--out", str(tmp_path / "run")]
     started = [
         warm.start(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -269,7 +269,11 @@ def joined(ranks: Ranks, device: torch.device) -> Generator[None]:
         try:
             # exchanges of CPU tensors and objects use gloo on any device
             dist.init_process_group(
-                backend_of(device), rank=ranks.rank, world_size=ranks.world, timeout=TIMEOUT
+                backend_of(device),
+                store=_store_of_restart(),
+                rank=ranks.rank,
+                world_size=ranks.world,
+                timeout=TIMEOUT,
             )
         except (ValueError, RuntimeError) as error:
             what = f"the other processes are not reached ({_reason(error)})"
@@ -284,6 +288,18 @@ def joined(ranks: Ranks, device: torch.device) -> Generator[None]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _store_of_restart() -> dist.Store | None:
+    """Where processes that torchrun has started again exchange their addresses; None is torch's own choice.
+
+    torchrun keeps its store, which still has the addresses of the processes before.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0":
+        return None
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    return dist.PrefixStore(f"restart {restart}", store)
 
 
 def backend_of(device: torch.device) -> str:
