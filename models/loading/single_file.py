@@ -108,8 +108,10 @@ def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any) -> di
 
 
 def _flux2_vae(checkpoint: dict[str, torch.Tensor], config: Any) -> dict[str, Any]:
-    """Convert FLUX.2's VAE, which diffusers does not: it has the names of FLUX.1's and the statistics of its
-    latents. BFL's code has the two convolutions around the latents inside encoder and decoder."""
+    """Convert FLUX.2's VAE, which diffusers does not, from the names of FLUX.1's and the statistics `bn.*`.
+
+    The two convolutions around the latents may be inside encoder and decoder. No published file was read yet.
+    """
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     inside = ("encoder.quant_conv.", "decoder.post_quant_conv.")
