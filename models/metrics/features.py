@@ -64,8 +64,8 @@ class Features:
     def merge(cls, parts: Sequence[Features]) -> Features:
         """Put the features of several images or workers together, without copying them.
 
-        For large sets, write those of a few images at a time, and merge what `read` maps: what is kept between
-        large images also keeps the gaps in the heap that these leave (45 MB for each of 4096 x 4096 px).
+        For large sets, write those of a few images at a time, and merge what `read` maps: what is kept
+        between large images keeps the gaps in the heap that these leave (45 MB for each of 4096 x 4096 px).
 
         Raises UserError if there are none, if they are of different extractors, or if an image occurs in
         two parts.
