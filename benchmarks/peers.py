@@ -107,14 +107,16 @@ class Comparison:
 GUARDS = ("header", "geometry", "decode", "flatness", "entropy", "exposure", "sharpness")
 HASHES = ("header", "geometry", "decode", "phash", "near_duplicates")
 COMPARISONS = (
-    Comparison("guards", "cleanvision", _CLEANVISION, GUARDS, {"flatness": "flat_fraction <= 0.95"}, 5.0),
+    Comparison(
+        "guards", "cleanvision", _CLEANVISION, GUARDS, {"flatness": "flat_fraction <= 0.95"}, 5.0, copies=4
+    ),
     Comparison(
         "size filter",
         "data_juicer",
         _DATA_JUICER,
         ("header",),
         {"size": "width >= 500 AND height >= 500"},
-        copies=50,
+        copies=20,
     ),
     Comparison(
         "near-duplicates",
@@ -122,6 +124,7 @@ COMPARISONS = (
         _IMAGEHASH,
         HASHES,
         {},
+        copies=4,
     ),
 )
 
