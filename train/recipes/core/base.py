@@ -6,6 +6,7 @@ Every value of the tree is read by some line of the trainer; `sources` says wher
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -204,7 +205,7 @@ class RecipeBase(Config):
     phases: tuple[PhaseBase, ...] = Field(min_length=1)
     optimiser: AnyOptimiser
     clip: float = Field(gt=0)
-    on_nonfinite: str = Field("stop", pattern=r"^(stop|skip:[1-9][0-9]*)$")
+    on_nonfinite: str = "stop"
     batch: Batching
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
@@ -213,6 +214,13 @@ class RecipeBase(Config):
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
+
+    @field_validator("on_nonfinite")
+    @classmethod
+    def _stop_or_number(cls, value: str) -> str:
+        if not re.fullmatch(r"stop|skip:[1-9][0-9]*", value):
+            raise ValueError("is 'stop' or 'skip:N', with N from 1")
+        return value
 
     @field_validator("surgeries")
     @classmethod
