@@ -1,6 +1,5 @@
 """The caption client against a real server process, `transformers serve`, with a tiny random model."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,10 +21,6 @@ from uhr.models.scores.captions import CaptionPrompt, ServerCaptioner
 from uhr.models.scores.images import View
 
 from . import checkpoints
-
-LACKING = [name for name in ("fastapi", "openai", "uvicorn") if importlib.util.find_spec(name) is None]
-
-pytestmark = pytest.mark.skipif(bool(LACKING), reason="needs the server: pip install 'transformers[serving]'")
 
 TOKENS = 12
 START = "from transformers.cli.transformers import main; main()"
