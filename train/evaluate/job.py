@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uhr.base.console import warn
 from uhr.base.files import user_path
+from uhr.base.run_folder import RunFolder
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import NO_LIMITS
 from uhr.train.evaluate import choice, overlap
@@ -14,7 +15,7 @@ from uhr.train.evaluate.images import find, find_references
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
-from uhr.train.evaluate.run import ScoreJob, note_small, run
+from uhr.train.evaluate.run import LAYOUT, ScoreJob, note_small, run
 
 
 def evaluate(
@@ -44,6 +45,7 @@ def evaluate(
 
     Everything that can be wrong is checked before a model is loaded. Raises UserError for the first mistake.
     """
+    RunFolder(user_path(out), LAYOUT).check()
     named = choice.parse_weights(protocol, weights)
     kind = protocol.references.kind if references is not None else "none"
     if references is not None and kind == "none":
