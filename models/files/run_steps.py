@@ -16,7 +16,7 @@ CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
 ADAPTER = "adapter.safetensors"
 
 _STEP = re.compile(r"step-(\d{8})")
-_NAMED = re.compile(r"(.+)@(\d+)")
+_NAMED = re.compile(r"(.+)@([^/]*)")
 
 
 def step_name(step: int) -> str:
@@ -38,19 +38,28 @@ def all_steps(run: Path) -> list[int]:
 
 
 def split_step(path: Path) -> tuple[Path, int] | None:
-    """The run and the step of a path `RUN@STEP`; None if it is no such name, or the path of something."""
+    """The run and the step of a path `RUN@STEP`; None if it is no such name, or the path of something.
+
+    Raises UserError if what follows the run is not a number.
+    """
     match = _NAMED.fullmatch(str(path))
     if match is None or path.exists() or not (Path(match[1]) / RUN).is_file():
         return None
-    return Path(match[1]), int(match[2])
+    run, step = Path(match[1]), match[2]
+    if not step.isdecimal():
+        raise _missing(run, f"'{step}'")
+    return run, int(step)
 
 
 def check_step(run: Path, step: int) -> None:
     """Raise UserError if a run has no weights of a step."""
-    have = all_steps(run)
-    if step not in have:
-        fix = f"it has: {', '.join(map(str, have)) or 'none'}"
-        raise UserError(f"{run} has no checkpoint of step {step}", fix)
+    if step not in all_steps(run):
+        raise _missing(run, str(step))
+
+
+def _missing(run: Path, step: str) -> UserError:
+    have = ", ".join(map(str, all_steps(run))) or "none"
+    return UserError(f"{run} has no checkpoint of step {step}", f"it has: {have}")
 
 
 def adapter_of_step(run: Path, step: int) -> Path:

@@ -25,7 +25,7 @@ from uhr.models.adapters.formats.usage import Usage
 from uhr.models.adapters.merging import fuse
 from uhr.models.estimate.shapes import empty_components
 from uhr.models.files.adapter import lora_file
-from uhr.models.files.run_steps import RUN
+from uhr.models.files.run_steps import RUN, split_step
 from uhr.models.loading.model import empty_transformer
 from uhr.models.publish.component import NAME as COMPONENT
 from uhr.models.publish.export import RECORD, WEIGHTS, write_lora
@@ -33,7 +33,7 @@ from uhr.models.specs.spec import ModelSpec
 from uhr.models.zoo import Model
 from uhr.train.recipes import read_recipe
 from uhr.train.recipes.core.base import RecipeBase
-from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints import checkpoint, kept
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, InitRef
 from uhr.train.trainable.adapters import FUSED, Adapter
 
@@ -80,21 +80,12 @@ def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging:
 
 
 def _of_step(path: Path) -> Path:
-    """The checkpoint that `RUN@STEP` names; any other path as it is.
+    """The folder of what `RUN@STEP` names, a checkpoint or the adapter kept of one; any other path as it is.
 
-    Raises UserError, which lists the steps that exist, if the run has no such checkpoint.
+    Raises UserError, which lists the steps that exist, if the run has nothing of this step.
     """
-    name, at, text = str(path).rpartition("@")
-    run = Path(name)
-    if not at or path.exists() or not (run / RUN).is_file():
-        return path
-    known = checkpoint.steps(run)
-    if not text.isdecimal() or int(text) not in known:
-        if not known:
-            raise UserError(f"--init {path}: this run has no checkpoint yet", "train it first")
-        listed = ", ".join(map(str, known))
-        raise UserError(f"--init {path}: {run} has no checkpoint of step '{text}'", f"it has {listed}")
-    return checkpoint.folder_of(run, int(text))
+    named = split_step(path)
+    return path if named is None else kept.find(*named)[0]
 
 
 def describe(ref: InitRef) -> str:
@@ -169,7 +160,7 @@ def _check_recipe(path: Path, theirs: RecipeBase, recipe: RecipeBase, use: str) 
 def _checkpoint(path: Path) -> tuple[Path, CheckpointInfo]:
     """The checkpoint in a folder, or the newest complete one of a run."""
     if (path / checkpoint.FILE).is_file():
-        return path, checkpoint.read_info(path)
+        return path, kept.read(path)
     found = checkpoint.newest(path)
     if found is None:
         raise UserError(f"--init {path}: this run has no checkpoint yet", "train it first")

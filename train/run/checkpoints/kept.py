@@ -63,13 +63,18 @@ def find(run: Path, step: int) -> tuple[Path, CheckpointInfo]:
     of one. Raises UserError if there is none, or if its files are damaged.
     """
     check_step(run, step)
-    if step in checkpoint.steps(run):
-        folder = checkpoint.folder_of(run, step)
-        return folder, checkpoint.read_info(folder)
-    folder = run / FOLDER / step_name(step)
+    is_whole = step in checkpoint.steps(run)
+    folder = checkpoint.folder_of(run, step) if is_whole else run / FOLDER / step_name(step)
+    return folder, read(folder)
+
+
+def read(folder: Path) -> CheckpointInfo:
+    """The record of a checkpoint, or of what was kept of one. Raises UserError if its files are damaged."""
+    if folder.parent.name != FOLDER:
+        return checkpoint.read_info(folder)
     info = _record(folder)
     checkpoint.check_files(folder, info)
-    return folder, info
+    return info
 
 
 def _record(folder: Path) -> CheckpointInfo:
