@@ -333,7 +333,9 @@ class Trainer:
                 "surgeries": self.model.surgeries,
                 "metrics": metrics,
             },
-            self.recipe.trainable.metadata(self.model.module, init.over(self.job.info.init)),
+            self.recipe.trainable.metadata(
+                self.model.module, init.over(self.job.info.init), self.recipe.sampling.intended
+            ),
             self.ranks,
         )
         if self.ranks.first:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from uhr.models.adapters.files import AdapterFile
-    from uhr.models.adapters.formats.usage import Usage
+    from uhr.models.adapters.formats.usage import IntendedSampling, Usage
     from uhr.models.adapters.low_rank import LowRank
     from uhr.models.adapters.plain import LoraSpec
     from uhr.models.adapters.surgeries import AdapterSurgery
@@ -138,12 +138,15 @@ class Adapter(Trainable):
 
         return peft_layers.disabled(model, ADAPTER)
 
-    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
-        """Rank and alpha as diffusers writes them, so that the file is loaded at the right strength."""
+    def metadata(self, model: Any, over: Mapping[str, str], sampling: IntendedSampling) -> dict[str, str]:
+        """Rank and alpha as diffusers writes them, so that the file is loaded at the right strength; and how
+        it is sampled, as `uhr sample --adapter RUN@STEP` takes the checkpoint's file.
+        """
         from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 
         lora = {"transformer.r": self.rank, "transformer.lora_alpha": self.strength}
-        return {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True), **self.usage(over).metadata()}
+        usage = self.usage(over).sampled(sampling)
+        return {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True), **usage.metadata()}
 
     def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
         from uhr.models.adapters.formats.usage import Usage

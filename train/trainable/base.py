@@ -16,6 +16,7 @@ from uhr.models.specs.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from uhr.models.adapters.formats.usage import IntendedSampling
     from uhr.models.adapters.low_rank import LowRank
     from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
@@ -86,11 +87,12 @@ class Trainable(Kind):
     def describe(self, spec: ModelSpec) -> str:
         """What is trained, in a few words for people."""
 
-    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
+    def metadata(self, model: Any, over: Mapping[str, str], sampling: IntendedSampling) -> dict[str, str]:
         """The metadata of its file in a checkpoint, for the model that is trained.
 
         over: adapters that were fused with the weights, name -> SHA-256 of the file. A part that does not
         contain these weights needs them beside it.
+        sampling: how its images are generated, by the recipe.
         """
         return {}
 

@@ -15,6 +15,7 @@ from uhr.train.trainable.base import PartFile, Trainable
 if TYPE_CHECKING:
     import torch
 
+    from uhr.models.adapters.formats.usage import IntendedSampling
     from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
 
@@ -65,7 +66,7 @@ class Vae(Trainable):
     def describe(self, spec: ModelSpec) -> str:
         return "the VAE's decoder" if self.part == "decoder" else "the whole VAE"
 
-    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
+    def metadata(self, model: Any, over: Mapping[str, str], sampling: IntendedSampling) -> dict[str, str]:
         config = json.loads(model.to_json_string())
         # where the weights were on this machine
         config.pop("_name_or_path", None)

@@ -1,5 +1,6 @@
 """The adapter of every checkpoint is kept; whole checkpoints are not."""
 
+import json
 import shutil
 
 import pytest
@@ -22,7 +23,7 @@ def runs(small_set, tiny_flux, fast, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("kept")
     for name, count in (("all", 9), ("few", 2)):
-        sets = [*fast, *EVERY, "ema=0.9", f"runtime.keep_checkpoints={count}"]
+        sets = [*fast, *EVERY, "ema=0.9", "sampling.guidance=1", f"runtime.keep_checkpoints={count}"]
         train(start(resolve("lora", None, sets), str(tiny_flux), [small_set.folder], folder / name))
     return folder / "all", folder / "few"
 
@@ -64,6 +65,9 @@ def test_an_adapter_is_named_by_run_and_step(runs, tiny_flux, uhr, tmp_path):
         assert code == 0, err
     pixels = {name: Image.open(tmp_path / f"{name}.png").tobytes() for name in "abc"}
     assert pixels["a"] == pixels["b"] != pixels["c"]
+    # a kept one and that of a checkpoint say how they are sampled, as the export does
+    for name in ("a", "b", "c"):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["guidance"] == 1
     code, _, err = uhr(*call, "--adapter", f"{few}@9", "--out", tmp_path / "d.png")
     assert (code, "has no checkpoint of step 9: it has: 1, 2, 3, 4, 5" in err) == (1, True)
     code, _, err = uhr(*call, "--adapter", few, "--out", tmp_path / "d.png")
