@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.base.console import shown
+from uhr.base.console import counted, shown
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.models.adapters.formats import reading, writing
@@ -62,11 +63,15 @@ _CODE = {
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a LoRA's file says besides its matrices: trigger word, preview, and the facts of its training."""
+    """What a LoRA's file says besides its matrices: trigger word, preview, and the facts of its training.
+
+    resolution: px, at which the last steps were trained.
+    """
 
     name: str
     form: Format
     facts: CardFacts
+    resolution: int
     trigger: str | None = None
     preview: Image | None = None
 
@@ -109,7 +114,7 @@ class LoraFile:
             "modelspec.title": self.name,
             "modelspec.description": f"{facts.trained}, {facts.steps} steps, recipe {facts.recipe}",
             "modelspec.license": licence.name if licence.id == "other" else licence.id,
-            "modelspec.resolution": f"{spec.native_size}x{spec.native_size}",
+            "modelspec.resolution": f"{self.resolution}x{self.resolution}",
             "modelspec.usage_hint": self.usage_hint,
             "ss_output_name": self.name,
             "ss_sd_model_name": facts.base_model,
@@ -128,10 +133,12 @@ class LoraFile:
         """Write the file and return the largest relative difference of what it contains to `lora`.
 
         It is read back in the program's keys, and both are applied to random vectors. Raises UserError if the
-        file exists, if the disk is full, and if the difference is above `TOLERANCE`; then nothing is left.
+        file exists, if a value is not finite, if the disk is full, and if the difference is above
+        `TOLERANCE`; then nothing is left.
         """
         if path.exists():
             raise UserError(f"{path} already exists", "give another --name or --out, or remove it")
+        _check_finite(lora)
         layout = LAYOUTS[self.facts.spec.transformer_class]
         with saving(path, "free space and export again, or name another place"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +155,19 @@ class LoraFile:
         return found
 
 
+def _check_finite(lora: Lora) -> None:
+    """Raise UserError for an adapter that has NaN or infinite values."""
+    import torch
+
+    bad = [path for path, part in lora.items() if not all(torch.isfinite(t).all() for t in (part.a, part.b))]
+    if bad:
+        what = f"the adapter is not finite in {counted(len(bad), 'module')}, such as {bad[0]}"
+        raise UserError(what, "export an earlier step: --step N")
+
+
 def difference(one: Lora, two: Lora) -> float:
     """Return the largest difference of two adapters, applied to the same random vectors, relative to the
-    largest value of a module. Infinite if they do not adapt the same modules."""
+    largest value of a module. Infinite if they do not adapt the same modules, or if a value is not finite."""
     import torch
 
     if one.keys() != two.keys():
@@ -161,6 +178,9 @@ def difference(one: Lora, two: Lora) -> float:
         expected = part.applied(x)
         largest = float(expected.abs().max())
         apart = float((one[path].applied(x) - expected).abs().max())
+        if not math.isfinite(apart):
+            # a comparison with NaN is false: `max` would leave it out
+            return float("inf")
         most = max(most, apart / largest if largest else apart)
     return most
 

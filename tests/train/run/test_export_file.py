@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from safetensors import safe_open
 from uhr.base.errors import UserError
 from uhr.models.adapters import files as adapters
 from uhr.models.adapters.formats.keys import FLUX1
+from uhr.models.adapters.formats.usage import ORDINARY
 from uhr.models.adapters.formats.writing import Format
 from uhr.train.recipes import resolve
-from uhr.train.run.exports.export import export, export_file
+from uhr.train.run.exports.export import _last_image, export, export_file
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import train
 
@@ -92,6 +94,10 @@ def test_stock_diffusers_loads_the_file_by_its_name(run, tiny_flux, tmp_path):
 
 
 def test_trigger_preview_and_sampling_are_in_the_metadata(run, tmp_path):
+    before = run / "validation" / "step-00000000"
+    before.mkdir(exist_ok=True)
+    Image.new("RGB", (600, 300), (1, 1, 1)).save(before / "000.png")
+    assert _last_image(run, 0) is None, "the images of step 0 are not the adapter's"
     written = export_file(run, Format.KOHYA, "style", tmp_path, trigger="zxq")
     _, metadata = tensors_and_metadata(written.path)
     assert metadata["modelspec.trigger_phrase"] == "zxq"
@@ -104,10 +110,28 @@ def test_trigger_preview_and_sampling_are_in_the_metadata(run, tmp_path):
     assert all(abs(a - b) < 4 for a, b in zip(image.getpixel((5, 5)), (200, 30, 10), strict=True))
     assert "guidance 1, CFG 1" in metadata["modelspec.usage_hint"]
     assert json.loads(metadata["uhr_adapter"])["sampling"] == {"guidance": 1.0}
+    assert (written.content.facts.resolution, metadata["modelspec.resolution"]) == ("128 px", "128x128")
+    small = replace(written.content, resolution=64)
+    assert small.metadata(ORDINARY)["modelspec.resolution"] == "64x64", "that of the data, not the model's"
     other = tmp_path / "own.png"
     Image.new("L", (32, 32), 255).save(other)
     _, own = tensors_and_metadata(export_file(run, Format.KOHYA, "b", tmp_path, preview=other).path)
     assert own["modelspec.thumbnail"] != metadata["modelspec.thumbnail"]
+
+
+def test_values_that_are_not_finite_are_never_written_or_called_equal(run, tmp_path):
+    from uhr.models.adapters.low_rank import LowRank
+    from uhr.models.publish.lora_file import difference
+
+    written = export_file(run, Format.DIFFUSERS, "style", tmp_path)
+    good = dict(adapters.read(written.path, FLUX1).lora)
+    path, part = next(iter(good.items()))
+    for value in (float("nan"), float("inf")):
+        bad = good | {path: LowRank(part.a, torch.full_like(part.b, value), part.alpha)}
+        assert difference(bad, good) == difference(good, bad) == difference(bad, bad) == float("inf")
+        with pytest.raises(UserError, match=rf"not finite in 1 module, such as {path}"):
+            written.content.write(bad, tmp_path / "bad.safetensors", ORDINARY)
+    assert not (tmp_path / "bad.safetensors").exists()
 
 
 def test_the_trigger_of_the_data_is_the_default(small_set, tiny_flux, fast, tmp_path):

@@ -14,6 +14,7 @@ from uhr.models.adapters.formats.keys import LAYOUTS
 from uhr.models.adapters.formats.usage import ORDINARY
 from uhr.models.adapters.formats.writing import Format
 from uhr.models.adapters.low_rank import total
+from uhr.models.files.run_steps import step_name, steps_in
 from uhr.models.generate.input_images import open_image
 from uhr.models.publish.card import CardFacts
 from uhr.models.publish.lora_file import PROGRAMS, LoraFile, file_name
@@ -114,6 +115,7 @@ def export_file(
         name=path.stem,
         form=form,
         facts=_facts(path.stem, recipe, info, weights),
+        resolution=_sizes(recipe, info)[-1],
         trigger=trigger or ", ".join(words) or None,
         preview=None if shown_image is None else open_image(shown_image).rgb,
     )
@@ -123,11 +125,11 @@ def export_file(
 
 
 def _last_image(run: Path, step: int) -> Path | None:
-    """The first image of the run's last validation up to a step; None if there is none."""
-    found = (run / validation_images.FOLDER).glob("step-*/000.png")
-    steps = {int(file.parent.name.removeprefix("step-")): file for file in found}
-    before = [each for each in steps if each <= step]
-    return steps[max(before)] if before else None
+    """The first image of the last validation after training began, up to a step; None if there is none."""
+    folder = run / validation_images.FOLDER
+    # those of step 0 are the images before training
+    files = [folder / step_name(each) / "000.png" for each in steps_in(folder) if 0 < each <= step]
+    return next((file for file in reversed(files) if file.is_file()), None)
 
 
 def _read(run: Path, step: int | None, weights: str) -> tuple[RecipeBase, CheckpointInfo, PartFile]:
@@ -166,8 +168,7 @@ def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) ->
         for licence, count in data.licences.items():
             licences[None if licence == NOT_STATED else licence] += count
     used = recipe.done_by_phase(info.step)
-    native = info.model.native_size or get(info.model.spec).native_size
-    reached = [p for p, steps in zip(recipe.phases, used, strict=True) if steps]
+    native = _native(info)
     return CardFacts(
         name=name,
         spec=get(info.model.spec),
@@ -175,7 +176,7 @@ def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) ->
         base_weights=info.model.weights,
         recipe=recipe.name + (_average(recipe, info.step) if weights == "ema" else ""),
         steps=info.step,
-        resolution=", then ".join(f"{p.resolution or native} px" for p in reached),
+        resolution=", then ".join(f"{size} px" for size in _sizes(recipe, info)),
         guidance=recipe.guidance.scale if isinstance(recipe, Recipe) else None,
         sampler=recipe.sampling.sampler,
         sample_arguments=tuple(recipe.sampling.arguments),
@@ -197,6 +198,16 @@ def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) ->
         metrics=info.metrics,
         versions=info.versions,
     )
+
+
+def _native(info: CheckpointInfo) -> int:
+    return info.model.native_size or get(info.model.spec).native_size
+
+
+def _sizes(recipe: RecipeBase, info: CheckpointInfo) -> list[int]:
+    """The resolution in px of each phase that was reached, in their order."""
+    done = zip(recipe.phases, recipe.done_by_phase(info.step), strict=True)
+    return [phase.resolution or _native(info) for phase, steps in done if steps]
 
 
 def _phase(phase: PhaseBase, steps: int, native: int) -> str:

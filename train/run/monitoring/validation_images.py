@@ -6,7 +6,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +18,7 @@ from uhr.base.config import build
 from uhr.base.files import atomic
 from uhr.models.families.conditions import Prompt
 from uhr.models.families.registry import FAMILIES
+from uhr.models.files.run_steps import step_name, steps_in
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.hashes import shown_hash
 from uhr.models.loading.model import load_component, load_text_encoders, load_vae
@@ -38,8 +38,6 @@ FOLDER = "validation"
 
 WITHOUT = "without"
 """The subfolder of `FOLDER` for images without the trained part, if they are not those of step 0."""
-
-_STEP = re.compile(r"step-(\d{8})")
 
 PROMPTS = "prompts.safetensors"
 _KEY = "uhr_prompts"
@@ -131,7 +129,7 @@ class ValidationImageWriter:
         return folder
 
     def _step(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / step_name(step)
 
     def _without(self, pipeline: Any, transformer: Any) -> None:
         """Generate the images without the trained part, unless they exist."""
@@ -154,9 +152,7 @@ class ValidationImageWriter:
 
     def _write_grid(self) -> None:
         """Write all images of the run so far into one, without the trained part first."""
-        steps = sorted(
-            int(match[1]) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))
-        )
+        steps = steps_in(self.folder)
         columns = [(f"step {step}, adapter 1", self._step(step)) for step in steps]
         if self._off is None:
             columns = [(f"step {step}", self._step(step)) for step in steps]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from uhr.base.files import atomic
+from uhr.models.files.run_steps import step_name
 from uhr.models.ops.latents import to_uint8
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.sets import NamedData
@@ -85,7 +86,7 @@ class ReconstructionWriter:
         """Write every image with the VAE as it is, and return the folder."""
         from PIL import Image
 
-        folder = self._folder / f"step-{step:08d}"
+        folder = self._folder / step_name(step)
         for number, (bucket, row) in enumerate(self._rows):
             images = images_of(self._data.read_pixels(bucket, [row]), self._device)
             both = torch.cat([images, autoencoder.code(images).images], dim=-1)
