@@ -271,7 +271,7 @@ def run_(
         str | None,
         typer.Option(
             metavar="all|STEPS",
-            help="Generate and score with each kept checkpoint of RUN, or of steps 100,200.",
+            help="Generate and score with each checkpoint of RUN, or of steps 100,200.",
             rich_help_panel=CHECKPOINTS,
         ),
     ] = None,

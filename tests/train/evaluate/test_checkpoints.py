@@ -15,10 +15,10 @@ OWN = [{"metric": "own_metrics:Brightness"}, {"metric": "random-frechet", "label
 
 @pytest.fixture(scope="module")
 def run(small_set, tiny_flux, fast, tmp_path_factory):
-    """A LoRA with checkpoints of steps 1, 2 and 3."""
+    """A LoRA with checkpoints of steps 2 and 3, and the adapter of step 1."""
     out = tmp_path_factory.mktemp("a run") / "run"
     sets = [*fast, "phases.main.steps=3", "phases.main.lr=0.5", "runtime.checkpoint_every=1"]
-    sets += ["runtime.keep_checkpoints=9", "sampling.guidance=1"]
+    sets += ["runtime.keep_checkpoints=2", "sampling.guidance=1"]
     train(start(resolve("lora", None, sets), str(tiny_flux), [small_set.folder], out))
     return out
 
@@ -31,7 +31,7 @@ def file(protocol, small_set):
     return protocol(size="64x64", metrics=OWN, references={"kind": "none"}, prompts={"file": "prompts.txt"})
 
 
-def test_all_kept_checkpoints_are_scored_and_drawn(run, file, uhr, browser, tmp_path):
+def test_all_checkpoints_are_scored_and_drawn(run, file, uhr, browser, tmp_path):
     given = ("eval", "run", run, "--checkpoints", "all", "--protocol", file, "--steps", 1, "--out", "out")
     code, out, err = uhr(*given, "--device", "cpu", "--allow-missing", "--json")
     assert code == 0, err

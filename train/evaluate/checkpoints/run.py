@@ -1,4 +1,4 @@
-"""Generates and scores the images of a protocol for each kept checkpoint of a training run.
+"""Generates and scores the images of a protocol for each checkpoint of a training run.
 
 OUT is a folder:
 
@@ -26,6 +26,7 @@ from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.base.run_folder import FolderLayout, RunFolder
+from uhr.models.files.run_steps import all_steps, check_step
 from uhr.models.generate.request import Adapter, Request
 from uhr.runtime.pool import Pool
 from uhr.train.evaluate.generate import generate
@@ -65,12 +66,14 @@ class CheckpointJob:
 
 
 def chosen_steps(run: Path, text: str) -> list[int]:
-    """The steps of "all", or of "100,200", say. Raises UserError for a step without a checkpoint."""
-    from uhr.train.run.checkpoints import checkpoint
+    """The steps of "all", or of "100,200", say; also those of which only the adapter is kept.
+
+    Raises UserError for a step without a checkpoint.
+    """
     from uhr.train.run.job import read_run
 
     read_run(run)
-    have = checkpoint.steps(run)
+    have = all_steps(run)
     if not have:
         raise UserError(f"{run} has no checkpoint yet", "train it further")
     if text == "all":
@@ -79,9 +82,7 @@ def chosen_steps(run: Path, text: str) -> list[int]:
         raise UserError(f"--checkpoints {text}", "write all, or steps such as 100,200")
     steps = sorted({int(each) for each in text.split(",")})
     for step in steps:
-        if step not in have:
-            known = ", ".join(map(str, have))
-            raise UserError(f"{run} has no checkpoint of step {step}", f"it has: {known}")
+        check_step(run, step)
     return steps
 
 
@@ -164,9 +165,9 @@ def _request(job: CheckpointJob, export_to: Path, step: int) -> Request:
 
 
 def _info(run: Path, step: int) -> CheckpointInfo:
-    from uhr.train.run.checkpoints import checkpoint
+    from uhr.train.run.checkpoints import kept
 
-    return checkpoint.read_info(checkpoint.folder_of(run, step))
+    return kept.find(run, step)[1]
 
 
 def _facts(job: CheckpointJob, results: Mapping[int, Result]) -> dict[str, Any]:
