@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uhr.base.config import apply_sets
 from uhr.base.errors import UserError
 from uhr.models.adapters.formats.usage import METADATA, IntendedSampling, Usage
 from uhr.models.files.containers import first_bytes, read_header
@@ -73,20 +74,22 @@ def defaults_of(
         warnings.append(
             f"the adapters were trained for different guidance ({each}); the model card's is taken"
         )
-    own = {text.partition("=")[0] for text in sets}
+    own = {text.partition("=")[0]: text for text in sets}
     added: dict[str, str] = {}
     for name, found in named:
         if found.sampler != sampler:
             # a plain adapter is for every sampler
-            if found.sampler != "euler":
-                notes.append(f"{name} was trained for the sampler {found.sampler}, and this is {sampler}")
+            if found.sampler != "euler" or found.options:
+                options = f" ({', '.join(found.sets)})" if found.options else ""
+                what = f"{name} was trained for the sampler {found.sampler}{options}"
+                notes.append(f"{what}, and this is {sampler}")
             continue
         for entry in found.sets:
             key = entry.partition("=")[0]
             if key not in own and added.setdefault(key, entry) != entry:
                 what = f"adapters were trained for both {added[key]} and {entry} ({name})"
                 raise UserError(what, f"choose one: --set {entry}")
-            if key in own and entry not in sets:
+            if key in own and apply_sets({}, [entry]) != apply_sets({}, [own[key]]):
                 warnings.append(f"{name} was trained for {entry}, which --set changes")
     if added:
         notes.append(f"{', '.join(added.values())}, as the adapter was trained; --set changes it")

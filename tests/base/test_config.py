@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ByteSize, model_validator
 
@@ -12,6 +12,7 @@ from uhr.base.config import (
     apply_sets,
     build,
     canonical_json,
+    change,
     fingerprint,
     parse_versioned,
     parse_yaml,
@@ -176,3 +177,30 @@ def test_a_yaml_that_is_not_there_and_a_size_without_a_unit_say_so_once(tmp_path
 
     with pytest.raises(UserError, match=r"'memory'.*got '4 gigs'.*write it as 4GiB"):
         build(Limits, {"memory": "4 gigs"}, "limits.yaml")
+
+
+_PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12)
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.sampled_from([0.5, 10.0, -2.25])
+    | _PRINTABLE,
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(_PRINTABLE, inside, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(_VALUES)
+@example(None)
+@example([True, "true", {"a": None}])
+def test_a_change_is_read_as_the_value_that_it_was_made_of(value):
+    assert apply_sets({}, [change("a", value)]) == {"a": value}
+
+
+def test_a_plain_word_is_not_quoted():
+    assert [change("a", text) for text in ("ohwx style", "5", "null")] == [
+        "a=ohwx style",
+        'a="5"',
+        'a="null"',
+    ]

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uhr.base.config import apply_sets, change
 from uhr.base.errors import UserError
 from uhr.lora import choices
 from uhr.lora.captions import NEUTRAL, complete, validation_prompts, without_word
 from uhr.lora.images import Image, scan
-from uhr.lora.steps import quoted
 from uhr.models.specs.registry import get
 from uhr.train.encode.config import has_word
 from uhr.train.recipes import resolve
@@ -85,9 +85,7 @@ def test_validation_can_be_left_out():
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=12))
 def test_a_trigger_is_read_as_it_was_given(text):
-    from uhr.base.config import apply_sets
-
-    assert apply_sets({}, [f"trigger={quoted(text)}"]) == {"trigger": text}
+    assert apply_sets({}, [change("trigger", text)]) == {"trigger": text}
 
 
 def test_the_folder_is_read_as_curation_reads_it(photos):

@@ -269,6 +269,19 @@ def apply_sets(tree: Mapping[str, Any], sets: list[str]) -> dict[str, Any]:
     return result
 
 
+def change(path: str, value: Any) -> str:
+    """Return a change as `apply_sets` takes it. A text is quoted only where it would be read as something
+    else, such as a number.
+    """
+    if isinstance(value, str):
+        try:
+            if yaml.safe_load(value) == value:
+                return f"{path}={value}"
+        except yaml.YAMLError:
+            pass
+    return f"{path}={json.dumps(value, ensure_ascii=False)}"
+
+
 def _step(here: Any, part: str, path: str) -> Any:
     if isinstance(here, list):
         return here[_index(here, part, path)]

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
-from uhr.base.config import apply_sets
+from uhr.base.config import change
 from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes
@@ -26,7 +26,7 @@ def _texts(*parts: object) -> Command:
 
 
 def _sets(changes: Sequence[str]) -> list[str]:
-    return [part for change in changes for part in ("--set", change)]
+    return [part for each in changes for part in ("--set", each)]
 
 
 def curate(folder: LoraFolder, record: LoraRecord) -> Command:
@@ -38,7 +38,7 @@ def encode(folder: LoraFolder, record: LoraRecord) -> Command:
     request = record.request
     changes = [] if request.resolution is None else [f"resolution={request.resolution}"]
     texts = {"trigger": request.trigger, "missing": record.missing}
-    changes += [f"{name}={quoted(text)}" for name, text in texts.items() if text is not None]
+    changes += [change(name, text) for name, text in texts.items() if text is not None]
     options = (*request.named.options(), "--out", folder / ENCODED)
     device = ("--device", "cpu") if record.gpu is None else ()
     return _texts("train", "encode", folder / SET, *options, *_sets(changes), *device)
@@ -64,16 +64,6 @@ def export(folder: LoraFolder, record: LoraRecord) -> Command:
 def commands(folder: LoraFolder, record: LoraRecord) -> list[Command]:
     """The commands in their order."""
     return [make(folder, record) for make in (curate, encode, check, train, export)]
-
-
-def quoted(text: str) -> str:
-    """A text as `--set` reads it: in quotes where it would be read as something else, such as a number."""
-    try:
-        if apply_sets({}, [f"text={text}"]) == {"text": text}:
-            return text
-    except UserError:
-        pass
-    return '"{}"'.format(text.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def run(main: Main, folder: LoraFolder, record: LoraRecord, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from uhr.base.config import Config, build
+from uhr.base.config import Config, build, change
 from uhr.base.errors import UserError
 from uhr.models.adapters.formats.published import is_ultragens
 
@@ -37,7 +37,7 @@ class IntendedSampling(Config):
     @property
     def sets(self) -> list[str]:
         """The options as `--set` takes them."""
-        return [f"{name}={value}" for name, value in self.options.items()]
+        return [change(name, value) for name, value in self.options.items()]
 
 
 class Usage(Config):

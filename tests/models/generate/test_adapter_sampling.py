@@ -61,7 +61,11 @@ def test_adapters_that_disagree_are_named_and_none_of_them_is_taken(adapter):
 def test_its_options_are_taken_unless_the_user_sets_them(adapter):
     urae = adapter("urae", options={"toolkit.ntk": 10.0})
     assert defaults_of([urae], "euler", None, [], DEV).sets == ("toolkit.ntk=10.0",)
-    assert defaults_of([urae], "sdedit", None, [], DEV).sets == ()
+    other = defaults_of([urae], "sdedit", None, [], DEV)
+    assert other.sets == ()
+    (note,) = other.notes
+    assert "was trained for the sampler euler (toolkit.ntk=10.0), and this is sdedit" in note
+    assert defaults_of([urae], "euler", None, ["toolkit.ntk=10"], DEV).warnings == ()
     found = defaults_of([urae], "euler", None, ["toolkit.ntk=4"], DEV)
     assert found.sets == ()
     assert "which --set changes" in found.warnings[0]
