@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class _Own(PerImage):
         """Return the columns' numbers in what the user's code gave. Raises UserError if one is missing."""
         for column in self.columns:
             value = found.get(column.name) if isinstance(found, Mapping) else None
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 given = one_line(json.dumps(found, default=str))[:120]
                 what = f"{self.name} gave for image {sample.index} {given}"
                 raise UserError(what, f"it must give a number for {column.name}")
@@ -76,9 +77,7 @@ class Command(_Own):
         seconds: float = Field(600.0, gt=0)
 
     def __init__(self, options: Options) -> None:
-        files = [user_path(part) for part in options.command]
-        hashes = {str(path): sha256_file(path) for path in files if path.is_file()}
-        super().__init__("command", options, {"command": list(options.command), "files": hashes})
+        super().__init__("command", options, {"command": [_part(part) for part in options.command]})
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
@@ -141,6 +140,8 @@ class Command(_Own):
                     stdout=subprocess.PIPE,
                     text=True,
                     encoding="utf-8",
+                    # what is not UTF-8 is then no JSON, which is reported
+                    errors="replace",
                 )
             except OSError as error:
                 what = f"{self._options.command[0]} cannot be started ({one_line(error)})"
@@ -166,6 +167,12 @@ class Command(_Own):
     def __del__(self) -> None:
         if getattr(self, "_process", None) is not None:
             self.close()
+
+
+def _part(text: str) -> str | dict[str, str]:
+    """A part of a command for an identity: a file is what it contains, wherever it is."""
+    path = user_path(text)
+    return {"file": path.name, "sha256": sha256_file(path)} if path.is_file() else text
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uhr.base import parquet
 from uhr.base.config import fingerprint
 from uhr.base.console import counted, progress, warn
-from uhr.base.errors import UserError, combined, one_line
+from uhr.base.errors import UserError, combined
 from uhr.base.files import sha256_file
 from uhr.base.paths import path_text, text_path
 from uhr.base.store import FolderStore
-from uhr.train.evaluate.prompts import METADATA, EvalItem
+from uhr.train.evaluate.prompts import METADATA, EvalItem, metadata_rows
 from uhr.train.generate import index
 from uhr.train.generate.items import IMAGES
 
@@ -181,15 +181,8 @@ def _of_metadata(folder: Path, items: Sequence[EvalItem]) -> dict[int, Path]:
     for item in items:
         by_prompt.setdefault(item.prompt, []).append(item.index)
     found: dict[int, Path] = {}
-    for number, line in enumerate((folder / METADATA).read_text("utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{folder / METADATA} line {number}"
-        try:
-            row = json.loads(line)
-            file = folder / row["file_name"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{where} has no file_name ({one_line(error)})", "correct that line") from None
+    for where, row in metadata_rows(folder / METADATA):
+        file = folder / row["file_name"]
         at = _index_of(row, by_name, by_prompt, found, len(items))
         if at is None:
             continue
@@ -209,10 +202,11 @@ def _index_of(
     count: int,
 ) -> int | None:
     """The item that a line of metadata.jsonl is of; None if it is of none."""
-    if isinstance(row.get("index"), int):
-        return row["index"] if 0 <= row["index"] < count else None
-    if row.get("name") in by_name:
-        return by_name[row["name"]]
+    number, name = row.get("index"), row.get("name")
+    if isinstance(number, int) and not isinstance(number, bool):
+        return number if 0 <= number < count else None
+    if isinstance(name, str) and name in by_name:
+        return by_name[name]
     text = row.get("text") if isinstance(row.get("text"), str) else row.get("prompt")
     # a prompt with several seeds or that occurs twice: its images in their order
     return next((at for at in by_prompt.get(str(text).strip(), ()) if at not in found), None)
@@ -278,6 +272,16 @@ class References(NamedTuple):
     kind: str
     refs: list[ImageRef]
     id: str
+
+    @property
+    def distinct(self) -> dict[ImageRef, int]:
+        """Each image with the first number that it has: the seeds of a prompt share a reference, which is
+        one image of the set that metrics of sets compare with.
+        """
+        found: dict[ImageRef, int] = {}
+        for number, ref in enumerate(self.refs):
+            found.setdefault(ref, number)
+        return found
 
 
 def find_references(place: Path, kind: str, items: Sequence[EvalItem]) -> References:

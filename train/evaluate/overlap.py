@@ -116,7 +116,7 @@ def compare(
             hashes |= {int(row["phash"], 16)} if row.get("phash") else set()
     exact, similar = None, None
     if references is not None and (files or hashes):
-        with progress("overlap", len(references.refs), "references") as advance:
+        with progress("overlap", len(references.distinct), "references") as advance:
             exact, similar = _similar(references, files, hashes, advance)
     return Overlap(
         training=tuple(
@@ -127,7 +127,7 @@ def compare(
         exact=exact,
         similar=similar,
         prompt_count=len(items),
-        reference_count=0 if references is None else len(references.refs),
+        reference_count=0 if references is None else len(references.distinct),
     )
 
 
@@ -159,7 +159,7 @@ def _similar(
 
     trained = np.array(sorted(hashes), dtype=np.uint64)
     exact, similar = [], []
-    for ref in references.refs:
+    for ref in references.distinct:
         pixels, sha256, _ = ref.pixels()
         if sha256 in files:
             exact.append(ref.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from uhr.base.config import fingerprint
@@ -107,17 +107,30 @@ def _of_imagefolder(path: Path) -> Iterator[_Prompt]:
     """A folder of images with a metadata.jsonl of `file_name` and `text`, as Aesthetic-4K's `eval`."""
     file = path / METADATA if path.is_dir() else path
     seen: set[str] = set()
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file} line {number}"
-        row = _json(line, where)
-        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
+    for where, row in metadata_rows(file):
+        if not isinstance(row.get("text"), str):
             raise UserError(f"{where} has no file_name and text", "name the folder of the published set")
         if row["file_name"] in seen:
             raise UserError(f"{where}: file_name '{row['file_name']}' occurs twice", "remove one of them")
         seen.add(row["file_name"])
         yield _Prompt(row["text"], reference=file.parent / row["file_name"])
+
+
+def metadata_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a metadata.jsonl, each after where it is. `file_name` is a path below the file's
+    folder. Raises UserError for a file that cannot be read, or a row without such a name.
+    """
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file} line {number}"
+        row = _json(line, where)
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{where} has no file_name", "correct that line")
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{where}: file_name '{name}' leaves the folder", "put the images below it")
+        yield where, row
 
 
 def _of_json_lists(path: Path) -> Iterator[_Prompt]:
@@ -156,7 +169,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"--prompts {file} cannot be read ({error.strerror})", "check the path") from None
+        raise UserError(f"{file} cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8", "save the file as UTF-8") from None
 

@@ -52,6 +52,7 @@ from uhr.train.evaluate.scoring import (
     ScoreWork,
     items_table,
     read_features,
+    references_table,
 )
 
 if TYPE_CHECKING:
@@ -124,13 +125,22 @@ def run(job: ScoreJob) -> Result:
     with saving(job.out, fix), folder.lock("work"):
         _begin(job.out, requested)
         if (job.out / result.FILE).exists():
-            return result.open_result(job.out)
+            return _with_overlap(result.open_result(job.out), job.overlap)
         scored = _scored(job, work)
         if job.references is not None and made.extractors:
             _references(job, made)
         info = _commit(job, made, scored)
         folder.clear(UNITS, REFERENCE_UNITS)
     return Result(folder=job.out, info=info)
+
+
+def _with_overlap(finished: Result, overlap: Overlap | None) -> Result:
+    """A finished result, with the overlap with training data that were not known when it was written."""
+    if overlap is None or finished.info.overlap == overlap.facts():
+        return finished
+    info = finished.info.model_copy(update={"overlap": overlap.facts()})
+    write_json(finished.folder / result.FILE, info.model_dump(mode="json"))
+    return Result(folder=finished.folder, info=info)
 
 
 def _loaded(job: ScoreJob) -> tuple[ScoreJob, Made]:
@@ -211,7 +221,7 @@ def _references(job: ScoreJob, made: Made) -> None:
         return
     loaded = [metric for chosen, metric in zip(job.chosen, made.metrics, strict=True) if chosen in needed]
     work = ScoreWork(needed, job.device, job.out / REFERENCES, references_only=True, made=Made.of(loaded))
-    plan = _plan(job.out / REFERENCE_UNITS, items_table(None, job.references.refs))
+    plan = _plan(job.out / REFERENCE_UNITS, references_table(job.references))
     with progress("references", plan.rows, "images") as advance:
         run_units(plan, work, job.runner, advance)
 
@@ -265,7 +275,7 @@ def _commit(job: ScoreJob, made: Made, scored: pa.Table) -> ResultInfo:
         else ReferencesRef(
             kind=job.references.kind,
             id=job.references.id,
-            count=len(job.references.refs),
+            count=len(job.references.distinct),
             place=path_text(job.references.place.absolute()),
         ),
         seed=job.seed,

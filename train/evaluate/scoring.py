@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.runtime.units import Watch, Work
-from uhr.train.evaluate.images import ImageRef
+from uhr.train.evaluate.images import ImageRef, References
 from uhr.train.evaluate.prompts import EvalItem
 
 if TYPE_CHECKING:
@@ -51,18 +51,24 @@ class ChosenMetric(NamedTuple):
 
 
 def items_table(
-    items: Sequence[EvalItem] | None, refs: Sequence[ImageRef], references: Sequence[ImageRef] | None = None
+    items: Sequence[EvalItem], refs: Sequence[ImageRef], references: Sequence[ImageRef] | None = None
 ) -> pa.Table:
-    """The images to score. `items` is None for references, which have no prompt."""
+    """The images to score."""
     rows = [
         {
             "index": number,
-            "prompt": None if items is None else items[number].prompt,
+            "prompt": items[number].prompt,
             "image": list(ref),
             "reference": None if references is None else list(references[number]),
         }
         for number, ref in enumerate(refs)
     ]
+    return pa.Table.from_pylist(rows, ITEMS)
+
+
+def references_table(references: References) -> pa.Table:
+    """The references to compute features of, each once, without prompts."""
+    rows = [{"index": number, "image": list(ref)} for ref, number in references.distinct.items()]
     return pa.Table.from_pylist(rows, ITEMS)
 
 

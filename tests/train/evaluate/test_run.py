@@ -13,6 +13,8 @@ from uhr.models.metrics.features import Features
 from uhr.models.metrics.registry import metric
 from uhr.pixels.decode import png
 
+from .conftest import picture
+
 OWN = [{"metric": "own_metrics:Brightness"}]
 
 
@@ -273,3 +275,60 @@ def test_a_set_of_uhr_is_generated_and_matched_by_name(protocol, uhr, tiny_flux,
     assert [row["seed"] for row in pq.read_table("out/scores.parquet").to_pylist()] == [3, 4]
     other = protocol("other.yaml", size="64x64", metrics=OWN, seeds=[4], seed_rule="index")
     assert "has another seed than the protocol" in score(other, "set", "o", "--first", 2)[2]
+
+
+def test_the_seeds_of_a_prompt_share_one_reference_of_the_set(protocol, folder, score):
+    """Twice in the set, it would make the unbiased kernel distance of equal sets positive."""
+    twice = folder("twice", [])
+    for number in range(6):
+        for seed in (0, 1):
+            image = picture(20 + number + 100 * seed)
+            (twice / f"{number:04d}-s{seed}.png").write_bytes(png(image))
+    metrics = [{"metric": "random-kernel"}, {"metric": "random-frechet"}]
+    file = protocol(metrics=metrics, references={"kind": "paired"}, seeds=[0, 1])
+    shared = folder("shared", range(6))
+    rows = [
+        {"file_name": f"{number:04d}.png", "name": f"{number:04d}-s{seed}"}
+        for number in range(6)
+        for seed in (0, 1)
+    ]
+    (shared / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, result, err = score(file, twice, "out", "--references", shared)
+    assert code == 0, err
+    assert result["references"]["count"] == 6
+    as_set = protocol("set.yaml", metrics=metrics, seeds=[0, 1])
+    plain = score(as_set, twice, "plain", "--references", folder("alone", range(6)))[1]
+    for name, column in values(result).items():
+        assert column["value"] == values(plain)[name]["value"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"file_name": "../0000.png", "index": 0}', "leaves the folder"),
+        (b'{"file_name": "/etc/0000.png", "index": 0}', "leaves the folder"),
+        (b'{"file_name": 3}', "line 1 has no file_name"),
+        (b'["0000.png"]', "line 1 has no file_name"),
+        (b'{"file_name": "0000.png", "name": ["a"]}', "has no image for 6 of 6 prompts"),
+        (b'{"file_name": "0000.png", "index": true}', "has no image for 6 of 6 prompts"),
+        (b"\xff", "is not UTF-8"),
+        (b"{", "line 1 is not JSON"),
+    ],
+)
+def test_lines_of_metadata_that_say_nothing_are_refused(protocol, folder, score, line, says):
+    images = folder("images")
+    (images / "metadata.jsonl").write_bytes(line)
+    code, _, err = score(protocol(metrics=OWN), images, "out")
+    assert (code, says in err) == (1, True), err
+
+
+def test_a_finished_result_takes_the_training_data_that_are_named_later(protocol, folder, score, uhr):
+    images, trained = folder("images"), folder("trained", range(10, 12))
+    (trained / "0000.txt").write_text("a red lake")
+    Path("p.yaml").write_text("name: p\nstages: [header, decode]\nrules: {}\n")
+    assert uhr("curate", "run", "p.yaml", "--source", trained, "--out", "set", "--workers", 0)[0] == 0
+    first = score(protocol(metrics=OWN), images, "out")[1]
+    again = score(protocol(metrics=OWN), images, "out", "--trained-on", "set")[1]
+    assert (first["overlap"], again["overlap"]["prompts"]["count"]) == (None, 1)
+    assert {**again, "overlap": None} == first
+    assert score(protocol(metrics=OWN), images, "out")[1] == again
