@@ -95,8 +95,9 @@ class MetricClass(Protocol):
 class ImageMetric(Protocol):
     """A metric of single images.
 
-    name: the full name, with everything without which two values cannot be compared: backbone, scale,
-    resize rule. needs: what each sample must have. columns: what `score` returns.
+    name: the full name, with what papers leave unsaid: backbone, scale, resize rule. It does not depend on
+    where weights are: their hash is in the identity. needs: what each sample must have. columns: what
+    `score` returns.
     """
 
     @property
@@ -172,12 +173,6 @@ def column_name(name: str) -> str:
     """Return a name that SQL takes without quotes: `fid/inception-v3/clean` becomes
     `fid_inception_v3_clean`."""
     return re.sub(r"\W+", "_", name.replace("+", "_plus")).strip("_").lower()
-
-
-def label(weights: str | Path) -> str:
-    """Return what names weights in a metric's name: the last part of a path or hub id, without its suffix."""
-    text = str(weights).rstrip("/").rpartition("/")[2].partition("@")[0]
-    return re.sub(r"\.(pt|pth|bin|safetensors)$", "", text)
 
 
 def check_image(image: Any, what: str = "an image") -> np.ndarray:

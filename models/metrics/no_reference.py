@@ -11,7 +11,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import About, Sample, column_name, label
+from uhr.models.metrics.base import About, Sample, column_name
 from uhr.models.metrics.per_image import PerImage
 from uhr.models.metrics.resizing import crops
 from uhr.models.scores.images import View
@@ -96,12 +96,12 @@ class QAlignScore(PerImage):
         weights: str = "q-future/one-align"
         tasks: tuple[Literal["quality", "aesthetic"], ...] = Field(("quality", "aesthetic"), min_length=1)
 
-    def __init__(self, scorer: Any, name: str) -> None:
+    def __init__(self, scorer: Any) -> None:
         self._scorer = scorer
         super().__init__(
-            f"q-align/{name}",
+            "q-align",
             "[1, 5]",
-            {column_name(f"q_align_{task}_{name}"): f": {task}" for task in scorer.tasks},
+            {f"q_align_{task}": f": {task}" for task in scorer.tasks},
             {"weights": scorer.weights_hash},
             ("torch", "transformers", "pyiqa"),
         )
@@ -111,7 +111,7 @@ class QAlignScore(PerImage):
         from uhr.models.scores.q_align import QAlign
 
         scorer = QAlign.load(options.weights, device, options.tasks, native=True)
-        return cls(scorer, label(options.weights))
+        return cls(scorer)
 
     def values(self, sample: Sample) -> list[float]:
         return [float(values[0]) for values in self._scorer.score([sample.image]).values()]
@@ -143,12 +143,12 @@ class Artimuse(PerImage):
         system: str | None = None
         longest: int = Field(896, ge=32)
 
-    def __init__(self, judge: Any, name: str) -> None:
+    def __init__(self, judge: Any, dtype: str) -> None:
         self._judge = judge
         super().__init__(
-            f"artimuse/{name}/longest-{judge.view.longest}",
+            f"artimuse/longest-{judge.view.longest}",
             judge.rating.range,
-            weights={"weights": judge.weights_hash, "rating": judge.rating.hash},
+            weights={"weights": judge.weights_hash, "rating": judge.rating.hash, "dtype": dtype},
             packages=("torch", "transformers"),
         )
 
@@ -167,7 +167,7 @@ class Artimuse(PerImage):
         dtype = "float32" if device == "cpu" else "bfloat16"
         view = View(longest=options.longest)
         judge = LocalJudge.load(converted(options.weights), rating, "artimuse", view, device, dtype, OPTIONS)
-        return cls(judge, label(options.weights))
+        return cls(judge, dtype)
 
     def values(self, sample: Sample) -> tuple[float]:
         (found,) = self._judge.score([self._judge.view.of(sample.image)])["artimuse"]
@@ -197,10 +197,10 @@ class LaionAesthetics(PerImage):
         clip: str = "openai/clip-vit-large-patch14"
         architecture: str | None = None
 
-    def __init__(self, head: Any, clip: Any, name: str) -> None:
+    def __init__(self, head: Any, clip: Any) -> None:
         self._head, self._clip = head, clip
         super().__init__(
-            f"laion-aesthetics/{name}",
+            "laion-aesthetics",
             weights={"weights": head.weights_hash, "clip": clip.weights_hash},
             packages=("torch", "transformers", "pillow"),
         )
@@ -213,7 +213,7 @@ class LaionAesthetics(PerImage):
         if options.weights is None:
             raise UserError("LAION's aesthetic score needs weights", f"name {cls.about.weights['weights']}")
         head = Head.load("laion-aesthetic", options.weights, device)
-        return cls(head, load_clip(options.clip, options.architecture, device), label(options.weights))
+        return cls(head, load_clip(options.clip, options.architecture, device))
 
     def values(self, sample: Sample) -> tuple[float]:
         embedding = self._clip.embed([sample.image])

@@ -23,8 +23,8 @@ class PerImage:
     """A metric that scores one image after the other: an `ImageMetric` without its `values`.
 
     name: the full name. range: of its values. columns: each column's name, with what it adds to the meaning;
-    by default there is one, named after the metric. weights: SHA-256 of what was loaded, by name. packages:
-    what the values depend on besides.
+    by default there is one, named after the metric. weights: SHA-256 of what was loaded by name, and its
+    precision where that depends on the device. packages: what the values depend on besides.
     """
 
     about: ClassVar[About]

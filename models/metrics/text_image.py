@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import About, Need, Sample, label
+from uhr.models.metrics.base import About, Need, Sample
 from uhr.models.metrics.per_image import PerImage
+from uhr.models.scores.weights import EVERYTHING, Weights
 
 Convention = Literal["x100", "torchmetrics", "w2.5", "cosine"]
 
@@ -21,6 +24,9 @@ CONVENTIONS: Mapping[Convention, str] = {
 """How the cosine of the two embeddings becomes a CLIP score: values of two conventions cannot be compared."""
 
 PREFIX = "A photo depicts "
+
+_LETTERS: Mapping[int, str] = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}
+"""The sizes of vision transformers by their width."""
 
 _PACKAGES = ("torch", "transformers", "pillow")
 
@@ -81,7 +87,7 @@ class ClipScore(_OfPrompt):
                 "the convention 'torchmetrics' is that of transformers, and the weights are open_clip's",
                 "name a folder of transformers, or use x100",
             )
-        return cls(model, options.architecture or label(options.weights), options.convention)
+        return cls(model, options.architecture or backbone(options.weights), options.convention)
 
     def fit(self, image: Any, prompt: str) -> float:
         text = PREFIX + prompt if self._convention == "w2.5" else prompt
@@ -99,13 +105,33 @@ def load_clip(weights: str, architecture: str | None, device: str) -> Any:
     """
     from uhr.models.scores.clip import ClipModel
     from uhr.models.scores.preference.transformers_clip import TransformersClip, model_type
-    from uhr.models.scores.weights import EVERYTHING, Weights
 
     if architecture is None:
         folder = Weights.parse(weights).fetch(EVERYTHING)
         if folder.is_dir() and model_type(folder) == "clip":
             return TransformersClip.load(folder, device=device)
     return ClipModel.load(weights, device, architecture=architecture)
+
+
+def backbone(weights: str) -> str:
+    """Return the image tower of a folder of CLIP by its configuration: `vit-b-16`, or `vit-32-8` for a width
+    that has no letter.
+    """
+    folder = Weights.parse(weights).fetch(EVERYTHING)
+    open_clip = _tree(folder / "open_clip_config.json").get("model_cfg", {}).get("vision_cfg")
+    vision = _tree(folder / "config.json").get("vision_config", {}) if open_clip is None else open_clip
+    if isinstance(name := vision.get("timm_model_name"), str):
+        return name
+    if isinstance(vision.get("layers"), list):
+        return f"resnet-{vision.get('width', 64)}"
+    # the defaults of both libraries
+    width = vision.get("hidden_size" if open_clip is None else "width", 768)
+    patch = vision.get("patch_size", 32 if open_clip is None else 16)
+    return f"vit-{_LETTERS.get(width, width)}-{patch}"
+
+
+def _tree(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
 class PickScore(_OfPrompt):
@@ -129,16 +155,16 @@ class PickScore(_OfPrompt):
         weights: str = "yuvalkirstain/PickScore_v1"
         processor: str | None = None
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        super().__init__(f"pick-score/{name}", weights={"weights": model.weights_hash}, packages=_PACKAGES)
+        super().__init__("pick-score", weights={"weights": model.weights_hash}, packages=_PACKAGES)
 
     @classmethod
     def load(cls, options: Options, device: str = "cpu") -> PickScore:
         from uhr.models.scores.preference.transformers_clip import TransformersClip
 
         model = TransformersClip.load(options.weights, options.processor, device)
-        return cls(model, label(options.weights))
+        return cls(model)
 
     def fit(self, image: Any, prompt: str) -> float:
         one, other = self._model.embed([image]), self._model.embed_texts([prompt])
@@ -163,10 +189,10 @@ class HpsV21(_OfPrompt):
         weights: str = "xswu/HPSv2:HPS_v2.1_compressed.pt"
         architecture: str = "ViT-H-14"
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         super().__init__(
-            f"hps-v2.1/{name}/x100",
+            "hps-v2.1/x100",
             weights={"weights": model.weights_hash},
             packages=("torch", "open_clip_torch"),
         )
@@ -176,7 +202,7 @@ class HpsV21(_OfPrompt):
         from uhr.models.scores.preference.hps import HpsModel
 
         model = HpsModel.load(options.weights, device, architecture=options.architecture)
-        return cls(model, label(options.weights))
+        return cls(model)
 
     def fit(self, image: Any, prompt: str) -> float:
         one, other = self._model.embed([image]), self._model.embed_texts([prompt])
@@ -202,10 +228,10 @@ class ImageRewardScore(_OfPrompt):
         weights: str = "THUDM/ImageReward:ImageReward.pt"
         tokenizer: str = "google-bert/bert-base-uncased"
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         super().__init__(
-            f"image-reward/{name}",
+            "image-reward",
             weights={"weights": model.weights_hash},
             packages=(*_PACKAGES, "torchvision"),
         )
@@ -214,7 +240,7 @@ class ImageRewardScore(_OfPrompt):
     def load(cls, options: Options, device: str = "cpu") -> ImageRewardScore:
         from uhr.models.scores.preference.image_reward import ImageReward
 
-        return cls(ImageReward.load(options.weights, options.tokenizer, device), label(options.weights))
+        return cls(ImageReward.load(options.weights, options.tokenizer, device))
 
     def fit(self, image: Any, prompt: str) -> float:
         return self._model.score(image, prompt)

@@ -4,12 +4,15 @@ Where a program needs packages that are not part of the environment, its values 
 here: torchmetrics 1.9.0, hpsv2 1.2.0 and image-reward 1.5, with torch 2.15 on a CPU.
 """
 
+import json
+
 import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import Sample
+from uhr.models.metrics.base import Sample, key
 from uhr.models.metrics.registry import metric
+from uhr.models.metrics.text_image import backbone
 
 from ..scores import checkpoints
 from . import tiny
@@ -51,9 +54,30 @@ def test_clip_score_by_open_clip_is_that_of_curation(noise, tmp_path):
     expected = model.fit(model.embed([noise]).numpy(), ["a lake"])
     made = metric("clip-score", weights=str(folder))
     assert scored(made, (noise, "a lake")) == pytest.approx(expected.tolist())
-    assert made.name == "clip-score/oc/x100"
+    assert made.name == "clip-score/vit-64-8/x100"
     with pytest.raises(UserError, match="'torchmetrics' is that of transformers"):
         metric("clip-score", weights=str(folder), convention="torchmetrics")
+
+
+def test_the_name_of_a_metric_does_not_depend_on_where_its_weights_are(clip, tmp_path):
+    """Their hash decides what can be compared; the name says which backbone it is."""
+    import shutil
+
+    shutil.copytree(clip, tmp_path / "elsewhere")
+    other = tiny.transformers_clip(tmp_path / "other", seed=8)
+    for name in ("clip-score", "pick-score"):
+        here, there, changed = (metric(name, weights=str(w)) for w in (clip, tmp_path / "elsewhere", other))
+        assert here.name == there.name == changed.name
+        assert key(here) == key(there) != key(changed)
+    for vision, expected in (
+        ({"width": 768, "patch_size": 16}, "vit-b-16"),
+        ({"width": 1024, "patch_size": 14}, "vit-l-14"),
+        ({}, "vit-b-16"),
+        ({"layers": [3, 4, 6, 3], "width": 64}, "resnet-64"),
+        ({"timm_model_name": "vit_base_patch16_siglip_224"}, "vit_base_patch16_siglip_224"),
+    ):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": vision}}))
+        assert backbone(str(tmp_path)) == expected
 
 
 def test_pick_score_is_the_code_of_its_model_card(noise, squares, clip):
@@ -92,7 +116,7 @@ def test_hps_resizes_the_longer_side_and_pads(noise, tmp_path):
             embedding = model._model.encode_image(planes, normalize=True)
         expected = 100 * (embedding @ model.embed_texts(["a lake"]).T).item()
         assert scored(made, (image, "a lake")) == pytest.approx([expected], rel=1e-4)
-    assert made.name == "hps-v2.1/hps/x100"
+    assert made.name == "hps-v2.1/x100"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +153,7 @@ def test_files_of_other_models_and_missing_prompts_are_one_line(noise, clip, ima
             metric("image-reward", weights=str(tmp_path / "changed.pt"), tokenizer=str(tokenizer))
     with pytest.raises(UserError, match="is a 'None': name a checkpoint of transformers' CLIPModel"):
         metric("pick-score", weights=str(tokenizer))
-    with pytest.raises(UserError, match="image 2 has no prompt, which clip-score/clip/x100 needs"):
+    with pytest.raises(UserError, match="image 2 has no prompt, which clip-score/vit-32-8/x100 needs"):
         metric("clip-score", weights=str(clip)).score([Sample(noise, 1, "a"), Sample(noise, 2, " ")])
     with pytest.raises(UserError, match=r"weights are not named: name huggingface\.co/openai"):
         metric("clip-score")
