@@ -17,6 +17,7 @@ from uhr.train.foreign.settings import (
     one_of,
     real,
     steps,
+    timesteps,
     truth,
     whole,
 )
@@ -50,7 +51,9 @@ PROCESS_KEYS: Mapping[str, Key] = {
     "train.train_text_encoder": absent("text encoders are not trained here"),
     "train.gradient_checkpointing": Key("runtime.gradient_checkpointing", truth),
     "train.noise_scheduler": absent("always flow matching"),
-    "train.timestep_type": absent("phases.main.timesteps.density; sigmoid is logit_normal, the default"),
+    "train.timestep_type": Key(
+        "phases.main.timesteps", one_of(sigmoid=timesteps("logit_normal"), linear=timesteps("uniform"))
+    ),
     "train.content_or_style": absent("phases.main.timesteps"),
     "train.optimizer": Key("optimiser.kind", one_of(**OPTIMISERS)),
     "train.optimizer_params.weight_decay": Key("optimiser.weight_decay", real),
@@ -136,12 +139,11 @@ def _dataset(entry: Mapping[str, Any], file: Path, found: Foreign) -> None:
     repeats = entry.get("num_repeats", 1)
     path = entry.get("folder_path")
     default = entry.get("default_caption")
-    values = {"caption": str(default) if default else None, "repeats": whole(repeats)}
-    found.add(Path(str(path)).name, path, file.parent, **values)
     sizes = entry.get("resolution", [])
-    for side in sizes if isinstance(sizes, list) else [sizes]:
-        if whole(side) not in found.resolutions:
-            found.resolutions.append(whole(side))
+    sides = dict.fromkeys(whole(side) for side in (sizes if isinstance(sizes, list) else [sizes]))
+    caption = str(default) if default else None
+    name = Path(str(path)).name
+    found.add(name, path, file.parent, caption=caption, repeats=whole(repeats), resolutions=tuple(sides))
 
 
 def _combined(process: Mapping[str, Any], found: Foreign) -> None:

@@ -14,8 +14,6 @@ from uhr.train.foreign import ai_toolkit, kohya, simpletuner
 from uhr.train.foreign.settings import PIPELINE, RECIPE, Foreign, as_yaml
 from uhr.train.recipes import resolve
 
-DEFAULT_SIDE = 1024
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -31,13 +29,15 @@ class Imported:
         model = found.model or "MODEL"
         lines = [command("curate", "run", out / PIPELINE, "--out", out / "set")]
         word = ["--set", f"trigger={found.trigger}"] if found.trigger else []
-        sides = found.resolutions or [DEFAULT_SIDE]
+        sides = found.resolutions
         data: list[Any] = []
         for side in sides:
             encoded = out / f"encoded-{side}"
             sets = ["--set", f"resolution={side}", *word]
             lines.append(command("train", "encode", out / "set", "--model", model, "--out", encoded, *sets))
-        data += ["--data", out / f"encoded-{sides[0]}", "--set", f"phases.main.resolution={sides[0]}"]
+            data += ["--data", f"main={encoded}"]
+        if len(sides) == 1:
+            data += ["--set", f"phases.main.resolution={sides[0]}"]
         run = ("--config", out / RECIPE, "--model", model, *data, "--out", out / "run")
         return [*lines, command("train", "run", *run)]
 
@@ -134,7 +134,7 @@ def print_imported(done: Imported) -> None:
     say(f"{shown(done.out / PIPELINE)} and {shown(done.out / RECIPE)} are written")
     if len(found.resolutions) > 1:
         sides = ", ".join(map(str, found.resolutions))
-        say(f"it has several resolutions ({sides}); add a phase or a data set for each further one")
+        say(f"trained at several resolutions ({sides} px), for which the images are encoded once each")
     say()
     for line in done.commands():
         say(f"next: {line}")

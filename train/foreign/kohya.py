@@ -14,10 +14,12 @@ from uhr.train.foreign.settings import (
     SCHEDULES,
     Foreign,
     Key,
+    UnsupportedValue,
     absent,
     one_of,
     real,
     steps,
+    timesteps,
     truth,
     whole,
 )
@@ -87,10 +89,10 @@ TRAINING_KEYS: Mapping[str, Key] = {
     "seed": Key("seed", steps),
     "save_every_n_steps": Key("runtime.checkpoint_every", whole),
     "guidance_scale": Key("guidance.scale", real),
-    "discrete_flow_shift": Key("phases.main.timesteps.shift", real),
-    "timestep_sampling": absent(
-        "phases.main.timesteps.density; kohya's sigmoid is logit_normal, the default"
-    ),
+    "timestep_sampling": Key("phases.main.timesteps"),
+    "discrete_flow_shift": Key("phases.main.timesteps.shift, unless timestep_sampling makes no use of it"),
+    "sigmoid_scale": Key("phases.main.timesteps.std"),
+    "weighting_scheme": Key("phases.main.timesteps.weighting", one_of(none="none")),
     "model_prediction_type": absent("velocity, without scaling (kohya's raw)"),
     "loss_type": absent("the objective is mean squared error"),
     "fp8_base": absent("--set runtime.quantize=float8wo"),
@@ -128,7 +130,7 @@ def read_folder(folder: Path) -> Foreign | None:
             if repeats < 1:
                 found.unread.append(f"{path.name}: 0 repeats, so that it is not used")
                 continue
-            found.add(tokens, str(path), folder, caption=tokens, repeats=repeats)
+            found.add(tokens, path.name, folder, caption=tokens, repeats=repeats)
     return found if found.sources or found.unread else None
 
 
@@ -154,15 +156,17 @@ def _datasets(tree: Mapping[str, Any], file: Path, found: Foreign) -> Foreign:
         where = f"dataset {number}: "
         own = {key: value for key, value in values.items() if key in DATASET_KEYS}
         found.take(own, DATASET_KEYS, where)
-        found.resolutions += _sizes(values.get("resolution"))
+        sides = _sizes(values.get("resolution"))
         inherited = {key: value for key, value in values.items() if key not in DATASET_KEYS}
         for subset in _tables(entry.get("subsets", []), file):
-            _subset({**inherited, **subset}, file, found, where)
+            _subset({**inherited, **subset}, sides, file, found, where)
     found.recipe.setdefault("batch.size", found.recipe.get("batch.micro", 1))
     return found
 
 
-def _subset(values: Mapping[str, Any], file: Path, found: Foreign, where: str) -> None:
+def _subset(
+    values: Mapping[str, Any], sides: tuple[int, ...], file: Path, found: Foreign, where: str
+) -> None:
     found.take(values, SUBSET_KEYS, where)
     if values.get("is_reg"):
         return
@@ -172,7 +176,7 @@ def _subset(values: Mapping[str, Any], file: Path, found: Foreign, where: str) -
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise UserError(f"{file}: num_repeats of {path} is {repeats!r}", "it must be at least 1")
     caption = str(tokens) if tokens else None
-    found.add(name, path, file.parent, caption=caption, repeats=repeats)
+    found.add(name, path, file.parent, caption=caption, repeats=repeats, resolutions=sides)
 
 
 def _training(values: Mapping[str, Any], file: Path) -> Foreign:
@@ -192,19 +196,38 @@ def _training(values: Mapping[str, Any], file: Path) -> Foreign:
     micro = found.recipe.get("batch.micro", 1)
     found.recipe["batch.micro"] = micro
     found.recipe["batch.size"] = micro * whole(values.get("gradient_accumulation_steps") or 1)
-    found.resolutions = found.resolutions or _sizes(values.get("resolution"))
+    (found.resolution,) = _sizes(values.get("resolution")) or (found.resolution,)
+    _timesteps(values, found)
     model = values.get("pretrained_model_name_or_path")
     found.model = model if isinstance(model, str) else None
     return found
 
 
-def _sizes(value: Any) -> list[int]:
+def _timesteps(values: Mapping[str, Any], found: Foreign) -> None:
+    """How sigma is drawn, as in `get_noisy_model_input_and_timesteps` of kohya's library/flux_train_utils.py."""
+    shift, std = real(values.get("discrete_flow_shift", 3.0)), real(values.get("sigmoid_scale", 1.0))
+    drawn = {
+        "sigma": timesteps("uniform", shift),
+        "uniform": timesteps("uniform"),
+        "sigmoid": timesteps("logit_normal", std=std),
+        "shift": timesteps("logit_normal", shift, std),
+    }
+    if "timestep_sampling" in values:
+        try:
+            found.recipe["phases.main.timesteps"] = one_of(**drawn)(values["timestep_sampling"])
+        except UnsupportedValue as error:
+            found.unread.append(f"timestep_sampling: {values['timestep_sampling']} ({one_line(error)})")
+    elif "discrete_flow_shift" in values:
+        found.recipe["phases.main.timesteps.shift"] = shift
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
     """A side of about the same area: a number, `[width, height]`, or "1024,1024"."""
     if value is None:
-        return []
+        return ()
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     sides = [whole(part) for part in parts]
-    return [round((sides[0] * sides[-1]) ** 0.5)]
+    return (round((sides[0] * sides[-1]) ** 0.5),)
 
 
 def _table(value: Any, file: Path) -> Mapping[str, Any]:

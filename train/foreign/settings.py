@@ -40,23 +40,25 @@ def absent(reason: str) -> Key:
 @dataclass(frozen=True)
 class ForeignSource:
     """A folder of images. `caption` is that of images without one of their own, `repeats` how often each is
-    used in an epoch, `weight` its share of the batches instead."""
+    used in an epoch, `weight` its share of the batches instead. `resolutions`, px: it is trained on at each."""
 
     name: str
     path: str
     caption: str | None = None
     repeats: int = 1
     weight: float | None = None
+    resolutions: tuple[int, ...] = ()
 
 
 @dataclass
 class Foreign:
-    """A configuration in our terms. `recipe` has values by path, `unread` what was not taken over and why."""
+    """A configuration in our terms. `recipe` has values by path, `unread` what was not taken over and why.
+    `resolution`, px, is that of sources that have none of their own."""
 
     program: str
     sources: list[ForeignSource] = field(default_factory=list)
     trigger: str | None = None
-    resolutions: list[int] = field(default_factory=list)
+    resolution: int = 1024
     model: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
@@ -89,12 +91,21 @@ class Foreign:
         while unique in taken:
             unique, number = f"{clean}-{number}", number + 1
         place = Path(path).expanduser()
-        full = place if place.is_absolute() else base / place
+        full = (place if place.is_absolute() else base / place).absolute()
         if not full.is_dir():
             raise UserError(
                 f"{self.program}: the folder {full} of '{name}' does not exist", "correct its path"
             )
         self.sources.append(ForeignSource(unique, str(full), **values))
+
+    def resolutions_of(self, source: ForeignSource) -> tuple[int, ...]:
+        """The resolutions that a source is trained on at, px."""
+        return source.resolutions or (self.resolution,)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """The resolutions of all sources, px."""
+        return list(dict.fromkeys(side for each in self.sources for side in self.resolutions_of(each)))
 
     def pipeline(self, name: str) -> dict[str, Any]:
         """The pipeline of curation with these sources."""
@@ -109,12 +120,15 @@ class Foreign:
         """The changes to a recipe, as a file for `--config`."""
         tree: dict[str, Any] = {"recipe": recipe}
         data = []
-        for each in self.sources:
+        several = len(self.resolutions) > 1
+        for each, side in [(source, side) for source in self.sources for side in self.resolutions_of(source)]:
             use: dict[str, Any] = {"data": "main", "where": f"source_name = '{each.name}'"}
             if each.weight is not None:
                 use["weight"] = each.weight
             elif each.repeats != 1:
                 use["repeats"] = each.repeats
+            if several:
+                use["resolution"] = side
             data.append(use)
         values = dict(self.recipe)
         if any(len(use) > 2 for use in data):
@@ -167,6 +181,11 @@ def steps(value: Any) -> int:
     if number != int(number) or number < 0:
         raise UnsupportedValue("give a number of steps")
     return int(number)
+
+
+def timesteps(density: str, shift: float = 1.0, std: float = 1.0) -> dict[str, Any]:
+    """How sigma is drawn: the value of `phases.main.timesteps`, with mean 0."""
+    return {"density": density, "mean": 0.0, "std": std, "shift": shift}
 
 
 def truth(value: Any) -> bool:

@@ -106,10 +106,13 @@ def _backend(entry: Mapping[str, Any], file: Path, found: Foreign, weighted: boo
     weight = real(entry.get("probability", 1)) if weighted else None
     if weight is not None and repeats:
         found.unread.append(f"{where}repeats: its share of the batches is its probability")
-    values = {"repeats": 1 if weight is not None else repeats + 1, "weight": weight}
+    side = _side(entry)
+    values = {
+        "repeats": 1 if weight is not None else repeats + 1,
+        "weight": weight,
+        "resolutions": () if side is None else (side,),
+    }
     found.add(name, path, file.parent, caption=_caption(entry, name, file, found), **values)
-    if (side := _side(entry)) is not None and side not in found.resolutions:
-        found.resolutions.append(side)
 
 
 def _caption(entry: Mapping[str, Any], name: str, file: Path, found: Foreign) -> str | None:

@@ -1,6 +1,7 @@
 """Folders and configurations of kohya, ai-toolkit and SimpleTuner: read, curated, and used by a recipe."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.train.foreign import ai_toolkit, kohya, simpletuner
 from uhr.train.foreign.job import import_config, read
 from uhr.train.recipes import resolve
+from uhr.train.timesteps import Timesteps
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "coming-from.md"
 
@@ -87,6 +89,7 @@ config:
         noise_scheduler: "flowmatch"
         optimizer: "adamw8bit"
         lr: 1e-4
+        timestep_type: "sigmoid"
         ema_config: {use_ema: true, ema_decay: 0.99}
         dtype: bf16
       model: {name_or_path: "black-forest-labs/FLUX.1-dev", is_flux: true, quantize: true}
@@ -199,10 +202,38 @@ def test_kohyas_training_toml_with_the_data_that_it_names(folder):
     phase = recipe.phases[0]
     assert (recipe.trainable.rank, recipe.trainable.alpha) == (8, 4)
     assert (phase.lr, phase.steps, phase.schedule, phase.warmup) == (2e-4, 300, "cosine", 5)
-    assert (phase.timesteps.shift, recipe.optimiser.kind) == (3.1582, "adamw-8bit")
+    assert phase.timesteps == Timesteps(density="logit_normal", shift=3.1582)
+    assert recipe.optimiser.kind == "adamw-8bit"
     assert (recipe.batch.size, recipe.batch.micro) == (6, 2)
     assert done.foreign.model == "flux1-dev.safetensors"
     assert "--model flux1-dev.safetensors" in done.commands()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('timestep_sampling = "sigmoid"\nsigmoid_scale = 0.5\ndiscrete_flow_shift = 2', (0.5, 1)),
+        ('timestep_sampling = "shift"', (1, 3)),
+        ('timestep_sampling = "uniform"\ndiscrete_flow_shift = 2', (None, 1)),
+        ('timestep_sampling = "sigma"\ndiscrete_flow_shift = 2', (None, 2)),
+    ],
+)
+def test_kohyas_noise_levels_have_its_shift_only_where_it_uses_it(folder, text, expected):
+    (folder / "a.toml").write_text(f'train_data_dir = "."\n{text}')
+    import_config(folder / "a.toml", folder / "out")
+    std, shift = expected
+    density = {"density": "uniform"} if std is None else {"density": "logit_normal", "std": std}
+    found = resolve(None, folder / "out" / "recipe.yaml").phases[0].timesteps
+    assert found == Timesteps(**density, shift=shift)
+
+
+def test_places_are_absolute(folder, monkeypatch):
+    """The pipeline may be used in any folder, whatever the path of the configuration was relative to."""
+    monkeypatch.chdir(folder.parent)
+    inside = folder.relative_to(folder.parent)
+    (folder / "dataset.toml").write_text(KOHYA_DATASET)
+    for place, name in ((inside, "2_cat"), (inside / "dataset.toml", "10_sks dog")):
+        assert str(folder / name) in [each.path for each in read(place).sources]
 
 
 def test_ai_toolkits_job(folder, uhr):
@@ -222,6 +253,8 @@ def test_ai_toolkits_job(folder, uhr):
         True
     ] * 3
     assert all("trigger=p3r5on" in line for line in encodes)
+    assert [(use.resolution, use.repeats) for use in phase.data] == [(512, 2), (768, 2), (1024, 2)]
+    assert phase.timesteps == Timesteps(density="logit_normal", shift=1)
     assert not any("not known here" in line for line in done.foreign.unread)
 
 
@@ -257,62 +290,28 @@ def test_probabilities_become_weights(folder):
 
 
 def test_the_result_trains(folder, uhr, tiny_flux):
-    """kohya's folders through all four commands, with each image as often as its folder says."""
-    (folder / "dataset.toml").write_text(KOHYA_DATASET.replace("num_repeats = 10", "num_repeats = 3"))
-    out = folder / "out"
-    code, text, err = uhr("train", "import", folder / "dataset.toml", "--out", out)
+    """The printed commands, with each image as often, and at the resolution, that its data set says."""
+    more = '[[datasets]]\nresolution = 32\n[[datasets.subsets]]\nimage_dir = "2_cat"\n'
+    text = KOHYA_DATASET.replace("num_repeats = 10", "num_repeats = 3") + more
+    (folder / "dataset.toml").write_text(text)
+    code, text, err = uhr("train", "import", folder / "dataset.toml", "--out", folder / "out")
     assert code == 0, err
     assert "not taken over: dataset 1: flip_aug" in text
-    run = text.rpartition("next: uhr ")[2]
-    assert run.startswith("train run --config")
-    curate = (
-        "curate",
-        "run",
-        out / "pipeline.yaml",
-        "--out",
-        out / "set",
-        "--engine",
-        "local",
-        "--workers",
-        0,
-    )
-    local = ("--device", "cpu", "--engine", "local", "--workers", 0)
-    model = ("--model", tiny_flux)
-    encode = (
-        "train",
-        "encode",
-        out / "set",
-        *model,
-        "--out",
-        out / "encoded-64",
-        "--set",
-        "resolution=64",
-        *local,
-    )
-    sets = (
-        "phases.main.steps=3",
-        "phases.main.resolution=64",
-        "runtime.precision=float32",
-        "runtime.device=cpu",
-    )
-    more = [argument for each in sets for argument in ("--set", each)]
-    train = (
-        "train",
-        "run",
-        "--config",
-        out / "recipe.yaml",
-        *model,
-        "--data",
-        out / "encoded-64",
-        "--out",
-        out / "run",
-    )
-    for call in (curate, encode, (*train, *more)):
-        code, text, err = uhr(*call)
-        assert code == 0, err
-    # two images, three times each, in batches of two: three steps are an epoch
-    log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if "loss" in line][:3] == [1, 2, 3]
+    sets = ("phases.main.steps=4", "runtime.precision=float32", "runtime.device=cpu")
+    added = {
+        "curate": ("--engine", "local", "--workers", 0),
+        "encode": ("--device", "cpu", "--engine", "local", "--workers", 0),
+        "run": [argument for each in sets for argument in ("--set", each)],
+    }
+    for line in text.splitlines():
+        if line.startswith("next: uhr "):
+            words = shlex.split(line.removeprefix("next: uhr "))
+            call = [tiny_flux if word == "MODEL" else word for word in words]
+            code, _, err = uhr(*call, *added["curate" if call[0] == "curate" else call[1]])
+            assert code == 0, err
+    # two images three times and one image once, in batches of two of one size: four steps are an epoch
+    log = [json.loads(line) for line in (folder / "out" / "run" / "log.jsonl").read_text().splitlines()]
+    assert sorted(line["samples"] for line in log if "loss" in line) == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
