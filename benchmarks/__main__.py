@@ -18,6 +18,7 @@ NAMES = (
     "reader",
     "training_step",
     "manifests",
+    "artifacts",
 )
 """Modules next to this file with a `main()`. A new benchmark is one file and one name here."""
 

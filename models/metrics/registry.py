@@ -33,6 +33,10 @@ NAMES: Mapping[str, str] = {
     "lpips": f"{_HERE}.reconstruction:Lpips",
     "glcm": f"{_HERE}.texture:GlcmScore",
     "compression-ratio": f"{_HERE}.texture:CompressionRatio",
+    "grid": f"{_HERE}.artifacts.grid:GridMetric",
+    "seams": f"{_HERE}.artifacts.seams:SeamMetric",
+    "speckle": f"{_HERE}.artifacts.speckle:SpeckleMetric",
+    "repetition": f"{_HERE}.artifacts.repetition:RepetitionMetric",
     "command": f"{_HERE}.external:Command",
     "function": f"{_HERE}.external:Function",
 }

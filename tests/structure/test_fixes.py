@@ -54,6 +54,7 @@ PRINTED_BY = {
     "models/generate/repeat.py": ("sample",),
     "train/run/estimate/estimate.py": ("train plan",),
     "train/evaluate/": ("eval run",),
+    "train/evaluate/artifacts.py": ("eval artifacts",),
     "train/evaluate/compare/": ("eval compare",),
     "train/evaluate/checkpoints/": ("eval run",),
     "train/evaluate/generate.py": ("eval generate",),

@@ -362,6 +362,41 @@ def _check_target(
         raise UserError("--protocol is missing", "name the protocol of --checkpoints")
 
 
+@app.command("artifacts")
+def artifacts_(
+    places: Annotated[
+        list[Any],
+        typer.Argument(parser=local("IMAGE"), metavar="IMAGE|DIR...", help="Images, or folders of them."),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="NAME", help="grid, speckle, repetition (default: all three), seams."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METRIC.OPTION=VALUE", help="grid.periods=[512,1024]. Repeatable."),
+    ] = None,
+    heatmaps: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--heatmaps"),
+            metavar="DIR",
+            help="Write a PNG per image and metric that shows where.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the artifacts of images of any origin: grids, seams, speckles, repeated content."""
+    from uhr.base.config import apply_sets
+    from uhr.train.evaluate import artifacts
+
+    chosen = artifacts.chosen(metric or artifacts.METRICS, apply_sets({}, sets or []))
+    rows = artifacts.measure(places, chosen, heatmaps)
+    console.emit(rows, as_json, lambda rows: artifacts.print_rows(rows, heatmaps))
+
+
 @app.command("compare")
 def compare_(
     results: Annotated[list[str], typer.Argument(metavar="RESULT...", help=RESULT_HELP)],
