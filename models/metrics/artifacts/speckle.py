@@ -1,4 +1,4 @@
-"""Speckles: isolated dots of one to three pixels that stand out from a quiet surrounding."""
+"""Speckles: isolated dots of one to three pixels in a quiet surrounding."""
 
 from __future__ import annotations
 
