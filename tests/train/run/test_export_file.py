@@ -207,6 +207,7 @@ def test_what_is_no_plain_lora_is_refused_with_the_reason(part, message, small_s
         (("--to", "a1111", "--name", "x"), "unknown program 'a1111'"),
         (("--to", "kohya", "--name", "a/b"), "--name a/b is not a file's name"),
         (("--to", "kohya", "--name", "taken", "--out", "HERE"), "taken.safetensors already exists"),
+        (("--to", "kohya", "--name", "a", "--out", "b.safetensors"), "name two files: leave --name out"),
         (("--name", "x"), "--name x without --to"),
         ((), "--out is missing"),
     ],

@@ -90,6 +90,7 @@ def export_file(
     Adapters that the run was trained on top of are added to it, exactly: ranks add up.
 
     Args:
+        name: of the file and in it; "" is that of the file `out`.
         out: the file, or a folder for `name`.safetensors; the run's folder if None.
         trigger: the word of its captions; None is the one that the data were encoded with.
         preview: an image; None is the run's last validation image up to that step, if it has any.
@@ -99,6 +100,10 @@ def export_file(
     """
     place = out or run
     path = place if place.suffix == ".safetensors" else place / file_name(name)
+    if name and path.name != file_name(name):
+        raise UserError(
+            f"--name {name} and --out {path} name two files", "leave --name out, or name a folder"
+        )
     recipe, info, part = _read(run, step, weights)
     spec = get(info.model.spec)
     lora = recipe.trainable.plain_lora(part, spec)
