@@ -41,6 +41,9 @@ def test_images_without_a_caption_get_the_trigger_or_the_prompt_of_their_folder(
     assert (found.missing, found.texts) == (None, ("ohwx",))
     found = complete(tmp_path, [image("a.png", "a dog")], None)
     assert (found.missing, found.texts) == (None, ("a dog",))
+    placeholder = [image("a.png", "a [trigger] cat"), image("b.png", "a cat")]
+    assert any("1 contain [trigger]" in line for line in complete(tmp_path, placeholder, None).lines)
+    assert complete(tmp_path, placeholder, "ohwx").texts == ("a ohwx cat", "ohwx, a cat")
     with pytest.raises(UserError, match=r"2 of 2 images of .* have no caption"):
         complete(tmp_path, [image("a.png"), image("10_a cat/b.png")], None)
 

@@ -11,7 +11,7 @@ from uhr.base.console import counted, shown
 from uhr.base.errors import UserError, one_line
 from uhr.base.paths import unescaped
 from uhr.lora.images import Image
-from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.config import PLACEHOLDER, EncodeConfig
 
 NEUTRAL = "a house by a lake"
 """A prompt that has nothing to do with the images: it shows whether the adapter acts without the trigger."""
@@ -50,6 +50,9 @@ def complete(folder: Path, images: Sequence[Image], trigger: str | None) -> Capt
     changed = sum(before != after for before, after in given)
     if changed:
         lines.append(f"{changed} without '{shown(trigger)}' begin with it")
+    unnamed = sum(trigger is None and PLACEHOLDER in text for text in texts)
+    if unnamed:
+        lines.append(f"{unnamed} contain {PLACEHOLDER}, which stays as it is without --trigger WORD")
     if any(_REPEATS.fullmatch(name) for name in _folders(folder, images)):
         lines.append("repeats in the names of folders are not used: every image counts alike")
     return Captions(trigger, missing, tuple(texts), tuple(lines))
