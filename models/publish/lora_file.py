@@ -155,6 +155,15 @@ class LoraFile:
         return found
 
 
+def step_of(path: Path) -> int | None:
+    """Return the step that a file of `LoraFile` was trained to; None if the file does not say it."""
+    from uhr.models.files.containers import first_bytes, read_header
+
+    header = read_header(path, first_bytes(path)) or {}
+    text = str((header.get("__metadata__") or {}).get("ss_steps", ""))
+    return int(text) if text.isdecimal() else None
+
+
 def _check_finite(lora: Lora) -> None:
     """Raise UserError for an adapter that has NaN or infinite values."""
     import torch

@@ -1,6 +1,7 @@
 """`uhr train lora` through the command line: one command to a file that stock diffusers loads."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from uhr.models.publish.lora_file import step_of
 from uhr.models.zoo import make_tiny
 
 MOMENTS = [
@@ -135,6 +137,24 @@ def test_it_trains_klein_base_too(photos, quick, uhr, tmp_path, warm):
     pipeline = Flux2KleinPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     same_and_changed(images_of(uhr, pipeline, model, tmp_path / "klein" / "klein.safetensors", tmp_path))
+
+
+def test_a_run_that_was_resumed_with_other_values_is_finished_with_them(made, warm, tmp_path):
+    folder, command, _ = made
+    out = shutil.copytree(folder, tmp_path / "again")
+    file = out / "ohwx style.safetensors"
+    values = ("--set", "phases.main.steps=7", "--set", "on_nonfinite=skip:3")
+    assert warm.uhr("train", "resume", out / "run", *values, warm_workers=True).returncode == 0
+    done = warm.uhr(*command, "--out", out, warm_workers=True)
+    assert done.returncode == 0, done.stderr
+    assert 'on_nonfinite ("stop" -> "skip:3"), phases.0.steps (6 -> 7)' in done.stderr
+    assert "is of step 6, and the run is at step 7: remove it" in done.stderr
+    assert file.read_bytes() == (folder / file.name).read_bytes()
+    file.unlink()
+    done = warm.uhr(*command, "--out", out, warm_workers=True)
+    assert done.returncode == 0, done.stderr
+    assert step_of(file) == 7
+    assert "remove it" not in done.stderr
 
 
 def test_another_request_in_the_same_folder_is_refused(made, uhr, monkeypatch):

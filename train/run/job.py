@@ -350,6 +350,20 @@ def _differences(before: RunInfo, after: RunInfo) -> list[str]:
     return differs
 
 
+def kept_values(out: Path, recipe: RecipeBase) -> list[str]:
+    """What a run that has begun has other values of than `recipe`, each with both: it was resumed with these.
+
+    Empty if something differs that a resumed run may not change, which `start` refuses.
+    """
+    if not _started(out):
+        return []
+    own, other = _present(read_run(out).recipe), recipe.model_dump(mode="json")
+    paths = checkpoint.changed(own, other)
+    if not all(map(checkpoint.may_change, paths)):
+        return []
+    return checkpoint.shown_changes(other, own, paths)
+
+
 def _begun_with(info: RunInfo) -> list[tuple[str, str]]:
     return [(ref.use, ref.sha256) for ref in info.init]
 

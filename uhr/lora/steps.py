@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from uhr.base.config import change
-from uhr.base.console import command, say, shown
+from uhr.base.console import command, note, say, shown, warn
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes
 from uhr.lora import choices
@@ -56,6 +56,10 @@ def train(folder: LoraFolder, record: LoraRecord) -> Command:
     return _texts("train", "run", *config, *model, *data, "--out", folder / RUN)
 
 
+def resume(folder: LoraFolder) -> Command:
+    return _texts("train", "resume", folder / RUN)
+
+
 def export(folder: LoraFolder, record: LoraRecord) -> Command:
     name = ("--to", "diffusers", "--name", record.request.name)
     return _texts("train", "export", folder / RUN, *name, "--out", folder.path)
@@ -79,9 +83,34 @@ def run(main: Main, folder: LoraFolder, record: LoraRecord, as_json: bool) -> No
     if not (folder / RECIPE).is_file():
         _write_recipe(folder, record)
     _check_fit(folder, record)
-    _call(main, train(folder, record), as_json)
+    _call(main, _training(folder, record), as_json)
     if not folder.file.is_file():
         _call(main, export(folder, record), as_json)
+    else:
+        _check_exported(folder)
+
+
+def _training(folder: LoraFolder, record: LoraRecord) -> Command:
+    """The command that trains, or that resumes a run whose values the user has changed, which count."""
+    from uhr.train.recipes import resolve
+    from uhr.train.run.job import kept_values
+
+    own = kept_values(folder / RUN, resolve(None, folder / RECIPE))
+    if not own:
+        return train(folder, record)
+    note(f"{shown(folder / RUN)} was resumed with other values than {RECIPE} has: {', '.join(own)}")
+    return resume(folder)
+
+
+def _check_exported(folder: LoraFolder) -> None:
+    """Warn if the file is not of the run's last step."""
+    from uhr.models.files.run_steps import all_steps
+    from uhr.models.publish.lora_file import step_of
+
+    exported, last = step_of(folder.file), all_steps(folder / RUN)[-1]
+    if exported != last:
+        what = f"{shown(folder.file)} is of step {exported}, and the run is at step {last}"
+        warn(f"{what}: remove it to have it exported again")
 
 
 def printed(as_json: bool) -> contextlib.AbstractContextManager[object]:
