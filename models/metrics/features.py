@@ -126,6 +126,11 @@ class Features:
 
         return np.argsort(self._index, kind="stable")
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """The number of the image of each row, int64 [rows], in the order of `rows`."""
+        return self._index[self._order]
+
     def __len__(self) -> int:
         """The number of rows: images, or crops."""
         return self.table.num_rows

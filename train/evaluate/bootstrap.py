@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling prompts.
+"""Confidence intervals over prompts: by resampling, and by leaving groups of them out.
 
 Prompts are resampled, not images: the images of one prompt (several seeds) stay together, since they are not
 independent. Two methods are compared over the same resampled prompts (paired bootstrap).
@@ -6,6 +6,8 @@ independent. Two methods are compared over the same resampled prompts (paired bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 LEVEL = 0.95
+
+GROUPS = 20
+"""Groups of prompts that are left out, one at a time."""
 
 _AT_ONCE = 250
 """Resamples that are computed at once: with 10,000 prompts, 20 MB of counts."""
@@ -31,13 +36,14 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """A paired difference of means, b - a, with its interval.
 
-    wins: the share of prompts on which b's value is larger; equal values count half.
+    wins: the share of prompts on which b's value is larger; equal values count half. None for metrics of
+        sets, which no single prompt has a value of.
     """
 
     value: float
     low: float | None
     high: float | None
-    wins: float
+    wins: float | None
 
     @property
     def clear(self) -> bool:
@@ -87,6 +93,50 @@ def difference(
         return Difference(value, None, None, wins)
     low, high = _ends(found[:, 1] - found[:, 0])
     return Difference(value, low, high, wins)
+
+
+def groups_of(prompts: np.ndarray) -> np.ndarray | None:
+    """Return the group of each image, int [N] from 0 on: `GROUPS` of them, or one per prompt if there are
+    fewer; None with fewer than three prompts. The images of a prompt are in one group.
+    """
+    import numpy as np
+
+    different, number = np.unique(prompts, return_inverse=True)
+    return None if len(different) < 3 else number % min(GROUPS, len(different))
+
+
+def jackknife_difference(
+    a: float, b: float, a_without: Sequence[float], b_without: Sequence[float]
+) -> Difference:
+    """Return the difference b - a of two statistics of sets of the same prompts.
+
+    Args:
+        a_without, b_without: both without the images of each group (`groups_of`).
+
+    The interval is Student's, with the standard error of the delete-a-group jackknife: the differences
+    without a group vary (G - 1)^2 / G times less than that of other prompts would.
+    """
+    import numpy as np
+
+    apart = np.asarray(b_without) - np.asarray(a_without)
+    count = len(apart)
+    error = float(np.sqrt((count - 1) / count * ((apart - apart.mean()) ** 2).sum()))
+    half = student(count - 1) * error
+    return Difference(b - a, b - a - half, b - a + half, None)
+
+
+def student(degrees: int) -> float:
+    """Return the factor of a standard error for a two-sided interval of `LEVEL` with so many degrees of
+    freedom, to 1 % from two on (Abramowitz and Stegun, 26.7.5).
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * degrees**4)
+    )
 
 
 def _mean(values: np.ndarray, mean: Mean) -> float:

@@ -30,6 +30,8 @@ class ColumnResult(Config):
         name: the column in `scores.parquet` for a metric of images, else the name of the value.
         low, high: the ends of the bootstrap interval over prompts, of metrics of images.
         spread: a standard deviation or error, of metrics of sets; `spread_of` says of what.
+        left_out: of metrics of sets, the values without the images of each group of prompts
+            (`bootstrap.groups_of`), for paired differences; None if the metric has none, or of few prompts.
         n: images, or rows of features of the smaller set.
     """
 
@@ -42,6 +44,7 @@ class ColumnResult(Config):
     high: float | None = None
     spread: float | None = None
     spread_of: str | None = None
+    left_out: tuple[float, ...] | None = None
     n: int
 
 

@@ -253,10 +253,11 @@ def _commit(job: ScoreJob, made: Made, scored: pa.Table) -> ResultInfo:
     with atomic(job.out / result.SCORES) as temporary:
         parquet.write(temporary, table, compression="zstd")
     groups = np.array([item.prompt_index for item in job.items])
-    metrics = [
-        _metric_result(job, chosen.name, metric, table, groups)
-        for chosen, metric in zip(job.chosen, made.metrics, strict=True)
-    ]
+    metrics = []
+    with progress("summarise", len(made.metrics), "metrics") as advance:
+        for chosen, metric in zip(job.chosen, made.metrics, strict=True):
+            metrics.append(_metric_result(job, chosen.name, metric, table, groups))
+            advance()
     info = ResultInfo(
         uhr=uhr.__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -311,7 +312,7 @@ def _metric_result(
     from uhr.models.metrics.base import ImageMetric, key
 
     is_image = isinstance(metric, ImageMetric)
-    columns = _image_columns(job, metric, table, groups) if is_image else _set_columns(job, metric)
+    columns = _image_columns(job, metric, table, groups) if is_image else _set_columns(job, metric, groups)
     return MetricResult(
         metric=name,
         name=metric.name,
@@ -344,7 +345,7 @@ def _image_columns(job: ScoreJob, metric: Any, table: pa.Table, groups: np.ndarr
     return found
 
 
-def _set_columns(job: ScoreJob, metric: Any) -> list[ColumnResult]:
+def _set_columns(job: ScoreJob, metric: Any, prompt_of: np.ndarray) -> list[ColumnResult]:
     from uhr.models.metrics.base import key
 
     extractor = key(metric.extractor)
@@ -352,6 +353,11 @@ def _set_columns(job: ScoreJob, metric: Any) -> list[ColumnResult]:
     reference = read_features(job.out / REFERENCES, extractor) if "reference" in metric.needs else None
     assert generated is not None
     values = metric.compare(reference, generated, job.seed)
+    groups = bootstrap.groups_of(prompt_of)
+    # a class of the user's own need not have it
+    without = {}
+    if groups is not None and hasattr(metric, "without"):
+        without = metric.without(reference, generated, groups, job.seed)
     return [
         ColumnResult(
             name=column.name,
@@ -360,6 +366,7 @@ def _set_columns(job: ScoreJob, metric: Any) -> list[ColumnResult]:
             value=values[column.name].value,
             spread=values[column.name].spread,
             spread_of=values[column.name].spread_of,
+            left_out=None if without.get(column.name) is None else tuple(without[column.name]),
             n=values[column.name].n,
         )
         for column in metric.columns

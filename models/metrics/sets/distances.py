@@ -35,10 +35,8 @@ def frechet(reference: Features, generated: Features, name: str) -> Value:
     import numpy as np
 
     _check_rows(reference, generated)
-    means = [_mean(each, name) for each in (reference, generated)]
-    variances = [
-        _variance(each, name, mean) for each, mean in zip((reference, generated), means, strict=True)
-    ]
+    means = [mean(each, name) for each in (reference, generated)]
+    variances = [_variance(each, name, own) for each, own in zip((reference, generated), means, strict=True)]
     width = len(means[0])
     if len(reference) <= width and len(generated) <= width:
         product = _product_from_rows(reference, generated, name, means)
@@ -62,9 +60,9 @@ def kernel(
     """Return the kernel distance (arXiv 1801.01401): the unbiased squared MMD with the kernel (x.y / D +
     1)^3, as the mean over random subsets of rows. It is not multiplied by 1,000.
 
-    The spread is the standard deviation over the subsets. If both sets have no more rows than a subset,
-    there is only one: the spread is then the jackknife standard error, which leaves out one row of each set
-    at a time.
+    The spread is the standard deviation over the subsets, which share rows: it is no standard error. If both
+    sets have the same number of rows, and no more than a subset, there is only one: the spread is then the
+    jackknife standard error, which leaves out one row of each set at a time.
 
     Raises UserError for sets of fewer than two rows.
     """
@@ -109,13 +107,14 @@ def inception_score(generated: Features, name: str, seed: int = 0, splits: int =
         for start in range(0, len(part), 256):
             p = generated.rows(name, part[start : start + 256]).astype(np.float64)
             total = p.sum(axis=0) if not total.size else total + p.sum(axis=0)
-            entropy -= _x_log_x(p)
+            entropy -= x_log_x(p)
         marginal = total / len(part)
-        scores.append(np.exp(-_x_log_x(marginal) - entropy / len(part)))
+        scores.append(np.exp(-x_log_x(marginal) - entropy / len(part)))
     return Value(float(np.mean(scores)), len(generated), float(np.std(scores)), "splits")
 
 
-def _x_log_x(p: np.ndarray) -> float:
+def x_log_x(p: np.ndarray) -> float:
+    """Return the sum of p log p, where 0 log 0 is 0."""
     import numpy as np
 
     return float((p * np.log(np.where(p > 0, p, 1.0))).sum())
@@ -127,22 +126,33 @@ def _check_rows(reference: Features, generated: Features) -> None:
             raise UserError(f"the {what} set has {len(each)} rows of features", "give at least two images")
 
 
-def _mean(features: Features, name: str) -> np.ndarray:
+def mean(features: Features, name: str) -> np.ndarray:
+    """Return the mean of all rows, float64 [D]."""
     import numpy as np
 
     total = sum(block.astype(np.float64).sum(axis=0) for block in features.blocks(name))
     return np.asarray(total) / len(features)
 
 
-def _centred(features: Features, name: str, mean: np.ndarray) -> Iterator[np.ndarray]:
+def centred(features: Features, name: str, middle: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the blocks with the mean subtracted, divided so that X^T X is the unbiased covariance."""
     for block in features.blocks(name):
-        yield (block - mean) / (len(features) - 1) ** 0.5
+        yield (block - middle) / (len(features) - 1) ** 0.5
 
 
-def _variance(features: Features, name: str, mean: np.ndarray) -> float:
+def covariance(features: Features, name: str, middle: np.ndarray) -> np.ndarray:
+    """Return the unbiased covariance of all rows, whose mean is `middle`, float64 [D, D]."""
+    import numpy as np
+
+    total = np.zeros((len(middle), len(middle)))
+    for block in centred(features, name, middle):
+        total += block.T @ block
+    return total
+
+
+def _variance(features: Features, name: str, middle: np.ndarray) -> float:
     """The trace of the covariance."""
-    return sum(float((block**2).sum()) for block in _centred(features, name, mean))
+    return sum(float((block**2).sum()) for block in centred(features, name, middle))
 
 
 def _product_from_rows(reference: Features, generated: Features, name: str, means: list[np.ndarray]) -> float:
@@ -152,8 +162,8 @@ def _product_from_rows(reference: Features, generated: Features, name: str, mean
     import numpy as np
 
     one, other = (
-        np.concatenate(list(_centred(each, name, mean)))
-        for each, mean in zip((reference, generated), means, strict=True)
+        np.concatenate(list(centred(each, name, own)))
+        for each, own in zip((reference, generated), means, strict=True)
     )
     return float(np.linalg.svd(one @ other.T, compute_uv=False).sum())
 
@@ -164,12 +174,9 @@ def _product_from_covariances(
     """The same from the covariances: the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2)."""
     import numpy as np
 
-    covariances = []
-    for each, mean in zip((reference, generated), means, strict=True):
-        total = np.zeros((len(mean), len(mean)))
-        for block in _centred(each, name, mean):
-            total += block.T @ block
-        covariances.append(total)
+    covariances = [
+        covariance(each, name, own) for each, own in zip((reference, generated), means, strict=True)
+    ]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = root @ covariances[1] @ root

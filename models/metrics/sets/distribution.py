@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,9 +10,12 @@ from uhr.base.config import Config
 from uhr.models.metrics.base import About, Extractor, Need, ScoreColumn, Value, column_name
 from uhr.models.metrics.features import Features
 from uhr.models.metrics.resizing import rule
-from uhr.models.metrics.sets import distances
+from uhr.models.metrics.sets import distances, jackknife
 from uhr.models.metrics.sets.inception import HOW, InceptionExtractor, load_network
 from uhr.models.metrics.sets.random_features import RandomExtractor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _REFERENCE: frozenset[Need] = frozenset({"reference"})
 
@@ -69,7 +72,24 @@ class _OfFeatures:
             reference.check(identity, "the features of the references")
         return {self.columns[0].name: self.value(reference, generated, seed)}
 
+    def without(
+        self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int = 0
+    ) -> dict[str, np.ndarray | None]:
+        """Return the value of each column without the images of each group, float64 [G], where groups, int
+        [images], is the group of each image from 0 to G - 1; None where too few images are left.
+        """
+        import numpy as np
+
+        rows = groups[np.unique(generated.numbers, return_inverse=True)[1]]
+        return {self.columns[0].name: self.left_out(reference, generated, rows, seed)}
+
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
+        raise NotImplementedError
+
+    def left_out(
+        self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int
+    ) -> np.ndarray | None:
+        """As `without`, of the only column; groups is the group of each row."""
         raise NotImplementedError
 
 
@@ -99,11 +119,23 @@ class _Frechet(_OfFeatures):
         assert reference is not None
         return distances.frechet(reference, generated, "features")
 
+    def left_out(
+        self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int
+    ) -> np.ndarray | None:
+        assert reference is not None
+        return jackknife.frechet(reference, generated, "features", groups)
+
 
 class _Kernel(_OfFeatures):
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
         assert reference is not None
         return distances.kernel(reference, generated, "features", seed)
+
+    def left_out(
+        self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int
+    ) -> np.ndarray | None:
+        assert reference is not None
+        return jackknife.kernel(reference, generated, "features", groups)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "subsets": distances.SUBSETS, "subset": distances.SUBSET}
@@ -115,6 +147,11 @@ class _Score(_OfFeatures):
 
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
         return distances.inception_score(generated, "probabilities", seed)
+
+    def left_out(
+        self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int
+    ) -> np.ndarray | None:
+        return jackknife.inception_score(generated, "probabilities", groups, seed)
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "splits": distances.SPLITS}

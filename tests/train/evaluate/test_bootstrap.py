@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from uhr.train.evaluate.bootstrap import difference, interval
+from uhr.train.evaluate.bootstrap import (
+    difference,
+    groups_of,
+    interval,
+    jackknife_difference,
+    student,
+)
 
 
 def test_the_interval_is_that_of_scipy_and_of_the_normal_approximation():
@@ -61,3 +67,30 @@ def test_the_seed_decides_the_interval_and_one_prompt_has_none():
     assert interval(values, prompts, seed=1) != interval(values, prompts, seed=2)
     assert interval(values, np.zeros(20, int)).low is None
     assert difference(values, values + 1, np.zeros(20, int)).clear is False
+
+
+def test_the_jackknife_of_means_is_students_interval_of_paired_differences():
+    rng = np.random.default_rng(0)
+    a = rng.normal(0, 10, 20)
+    b = a + rng.normal(1, 1, 20)
+    groups = groups_of(np.arange(20))
+    without = [[values[groups != group].mean() for group in range(20)] for values in (a, b)]
+    found = jackknife_difference(a.mean(), b.mean(), *without)
+    expected = scipy.stats.ttest_1samp(b - a, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx((b - a).mean())
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-4)
+    assert (found.clear, found.wins) == (True, None)
+
+
+def test_students_factor_is_that_of_scipy():
+    for degrees in (2, 3, 5, 19):
+        assert student(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=0.01)
+
+
+def test_the_images_of_a_prompt_are_in_one_group():
+    prompts = np.repeat(np.arange(10, 60), 3)
+    groups = groups_of(prompts)
+    assert {len(set(groups[prompts == prompt])) for prompt in prompts} == {1}
+    assert set(groups) == set(range(20))
+    assert groups_of(np.array([4, 4, 7])) is None
+    assert list(groups_of(np.array([4, 7, 9, 4]))) == [0, 1, 2, 0]

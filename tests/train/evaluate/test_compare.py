@@ -35,8 +35,14 @@ def test_differences_are_paired_over_prompts(two, uhr):
     columns = {column["name"]: column for column in found["columns"]}
     assert columns["brightness"]["differences"] == [None, direct._asdict()]
     (of_sets,) = [column for column in found["columns"] if column["kind"] == "set"]
-    assert of_sets["differences"] == [None, None]
-    assert all(value["value"] is not None for value in of_sets["values"])
+    values = [value["value"] for value in of_sets["values"]]
+    found = of_sets["differences"][1]
+    assert found["value"] == pytest.approx(values[1] - values[0])
+    assert found["low"] < found["value"] < found["high"]
+    assert found["wins"] is None
+    same = json.loads(uhr("eval", "compare", "a", "again=a", "--json")[1])
+    (of_sets,) = [column for column in same["columns"] if column["kind"] == "set"]
+    assert of_sets["differences"][1] == {"value": 0, "low": 0, "high": 0, "wins": None}
 
 
 def test_the_table_is_printed_for_people_and_for_papers(two, uhr):

@@ -185,7 +185,7 @@ def _facts(job: CheckpointJob, results: Mapping[int, Result]) -> dict[str, Any]:
                 "step": step,
                 "result": str(result.folder),
                 "values": {
-                    name: {"metric": metric.name, **column.model_dump(exclude={"name"})}
+                    name: {"metric": metric.name, **column.model_dump(exclude={"name", "left_out"})}
                     for name, (metric, column) in result.info.columns().items()
                 },
             }

@@ -49,8 +49,8 @@ class ComparedColumn(Config):
         name, metric: its name, and the full name of its metric.
         kind: whether it is a mean over images, or of the set.
         values: of each arm; None where the metric was left out.
-        differences: of each arm from the first; None for the first, where a value is missing, and for
-            metrics of sets, whose differences have no interval.
+        differences: of each arm from the first; None for the first, and where a value is missing or, of a
+            metric of sets, has no values without groups of prompts.
     """
 
     name: str
@@ -93,7 +93,9 @@ class Comparison:
             "columns": [
                 {
                     **column.model_dump(exclude={"values", "differences"}),
-                    "values": [None if v is None else v.model_dump() for v in column.values],
+                    "values": [
+                        None if v is None else v.model_dump(exclude={"left_out"}) for v in column.values
+                    ],
                     "differences": [None if d is None else d._asdict() for d in column.differences],
                 }
                 for column in self.columns
@@ -193,8 +195,17 @@ def _differences(arms: Sequence[Arm], column: ColumnResult, metric: MetricResult
     first = arms[0]
     found: list[Difference | None] = [None]
     for arm in arms[1:]:
-        if metric.kind != "image" or first.column(column.name) is None or arm.column(column.name) is None:
+        one, other = first.column(column.name), arm.column(column.name)
+        if one is None or other is None or one.value is None or other.value is None:
             found.append(None)
+            continue
+        if metric.kind == "set":
+            paired = one.left_out is not None and other.left_out is not None
+            found.append(
+                bootstrap.jackknife_difference(one.value, other.value, one.left_out, other.left_out)
+                if paired
+                else None
+            )
             continue
         a, b = (np.asarray(each.scores[column.name]) for each in (first, arm))
         prompts = np.asarray(first.scores["prompt_index"])

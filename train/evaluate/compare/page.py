@@ -135,7 +135,7 @@ def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, An
     rows = []
     for arm, each in known:
         place = {name: _place(end, sign, widest) for name, end in (("low", each.low), ("high", each.high))}
-        wins = each.wins if sign > 0 else 1 - each.wins
+        wins = each.wins if sign > 0 or each.wins is None else 1 - each.wins
         rows.append(
             {
                 "metric": column.metric,
@@ -149,7 +149,7 @@ def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, An
                 "verdict": "neither"
                 if not each.clear or column.better is None
                 else ("better" if sign * each.value > 0 else "worse"),
-                "wins": "–" if column.better is None else f"{100 * wins:.0f} %",
+                "wins": "–" if column.better is None or wins is None else f"{100 * wins:.0f} %",
             }
         )
     return rows
