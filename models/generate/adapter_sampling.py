@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uhr.base.config import apply_sets
+from uhr.base.console import note, warn
 from uhr.base.errors import UserError
 from uhr.models.adapters.formats.usage import METADATA, IntendedSampling, Usage
 from uhr.models.files.containers import first_bytes, read_header
 from uhr.models.generate.request import Adapter
+from uhr.models.loading.opening import ModelName
+from uhr.models.specs.registry import get, names
 from uhr.models.specs.spec import ModelSpec
 
 
@@ -88,9 +91,35 @@ def defaults_of(
             key = entry.partition("=")[0]
             if key not in own and added.setdefault(key, entry) != entry:
                 what = f"adapters were trained for both {added[key]} and {entry} ({name})"
-                raise UserError(what, f"choose one: --set {entry}")
+                raise UserError(what, f"choose one, such as {entry}")
             if key in own and apply_sets({}, [entry]) != apply_sets({}, [own[key]]):
-                warnings.append(f"{name} was trained for {entry}, which --set changes")
+                warnings.append(f"{name} was trained for {entry}, and {own[key]} is set")
     if added:
-        notes.append(f"{', '.join(added.values())}, as the adapter was trained; --set changes it")
+        notes.append(f"{', '.join(added.values())}, as the adapter was trained, unless you set it")
     return AdapterDefaults(taken, tuple(added.values()), tuple(notes), tuple(warnings))
+
+
+def told_defaults(
+    adapters: Sequence[Adapter],
+    model: ModelName,
+    sampler: str,
+    guidance: float | None,
+    sets: Sequence[str],
+) -> AdapterDefaults:
+    """Return `defaults_of` for a command, and print its notes and warnings."""
+    if not adapters:
+        return AdapterDefaults()
+    found = defaults_of(adapters, sampler, guidance, sets, _known_spec(model))
+    for line in found.notes:
+        note(line)
+    for line in found.warnings:
+        warn(line)
+    return found
+
+
+def _known_spec(model: ModelName) -> ModelSpec | None:
+    """The spec of a model; None for one that is not found, which is reported where it is opened."""
+    try:
+        return get(model.model) if model.model in names() else model.open().spec
+    except UserError:
+        return None

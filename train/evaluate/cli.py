@@ -151,7 +151,11 @@ def generate_(
     sets: Sets = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="PATH[=SCALE]", help="An adapter's folder or file; repeatable."),
+        typer.Option(
+            "--adapter",
+            metavar="PATH[=SCALE]",
+            help="An adapter's folder or file; repeatable. What it says of its sampling is the default.",
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(metavar="DIR|ID", help=BASE_HELP)] = None,
     spec: Annotated[str | None, typer.Option(metavar="NAME", help=SPEC_HELP)] = None,
@@ -172,24 +176,28 @@ def generate_(
 ) -> None:
     """Generate the images of a protocol with a sampler; `uhr eval run` scores them."""
     from uhr.base.config import apply_sets, build
+    from uhr.models.generate.adapter_sampling import told_defaults
     from uhr.models.generate.request import Adapter, Request
+    from uhr.models.loading.opening import ModelName
     from uhr.runtime.pool import Pool
     from uhr.train.evaluate.generate import generate
 
     _, items, _ = _loaded(name, sets, prompts, first)
+    chosen = [Adapter.parse(text) for text in adapters or ()]
+    defaults = told_defaults(chosen, ModelName(model, spec, base), sampler, guidance, option or [])
     tree = {
         "sampler": sampler,
         "model": model,
         "base": base,
         "spec": spec,
         "steps": steps,
-        "guidance": guidance,
-        "adapters": [Adapter.parse(text) for text in adapters or ()],
+        "guidance": defaults.guidance if guidance is None else guidance,
+        "adapters": chosen,
         "dtype": dtype,
         "device": device,
         "offload": offload,
         "quantize": quantize,
-        "options": apply_sets({}, option or []),
+        "options": apply_sets({}, [*defaults.sets, *(option or [])]),
     }
     made = generate(build(Request, tree, "uhr eval generate"), items, out, Pool.of(engine, workers, address))
 

@@ -19,14 +19,11 @@ from uhr.sample import image_set
 from uhr.sample import options as opt
 
 if TYPE_CHECKING:
-    from uhr.models.generate.adapter_sampling import AdapterDefaults
     from uhr.models.generate.request import Adapter, Item, Request
     from uhr.models.generate.session import GeneratedImage, Session
     from uhr.models.generate.setup import Setup
     from uhr.models.generate.target import Target
     from uhr.models.llm.refine import Refinement
-    from uhr.models.loading.opening import ModelName
-    from uhr.models.specs.spec import ModelSpec
 
 LIST, GENERATE, REPEAT = "Information", "Samplers", "Repeat an image"
 
@@ -162,6 +159,7 @@ def generate(
     address: opt.Address = None,
 ) -> None:
     from uhr.models.cli import model_name
+    from uhr.models.generate.adapter_sampling import told_defaults
     from uhr.models.generate.request import Item, Request, parse_size
     from uhr.models.generate.target import Target
 
@@ -169,7 +167,7 @@ def generate(
         prompt = _prompt_of(image)
     sampler, named = str(ctx.info_name), model_name(model, spec, base, comfyui)
     chosen = [_adapter(text, comfyui) for text in adapters or ()]
-    defaults = _defaults(chosen, named, sampler, guidance, sets or [])
+    defaults = told_defaults(chosen, named, sampler, guidance, sets or [])
     tree = {
         "sampler": sampler,
         "model": named.model,
@@ -227,32 +225,6 @@ def _adapter(text: str, comfyui: Path | None) -> Adapter:
     from uhr.models.loading.comfyui.installation import Installation
 
     return Adapter(name=str(Installation.open(comfyui).lora(found.name)), scale=found.scale)
-
-
-def _defaults(
-    adapters: list[Adapter], model: ModelName, sampler: str, guidance: float | None, sets: list[str]
-) -> AdapterDefaults:
-    """What the adapters say about their sampling; it is printed, and so is where the user's values differ."""
-    from uhr.models.generate.adapter_sampling import AdapterDefaults, defaults_of
-
-    if not adapters:
-        return AdapterDefaults()
-    found = defaults_of(adapters, sampler, guidance, sets, _known_spec(model))
-    for line in found.notes:
-        console.note(line)
-    for line in found.warnings:
-        console.warn(line)
-    return found
-
-
-def _known_spec(model: ModelName) -> ModelSpec | None:
-    """The spec of a model; None for one that is not found, which is reported where it is opened."""
-    from uhr.models.specs.registry import get, names
-
-    try:
-        return get(model.model) if model.model in names() else model.open().spec
-    except UserError:
-        return None
 
 
 def _prompt_of(image: Path) -> str | None:

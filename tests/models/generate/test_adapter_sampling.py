@@ -68,7 +68,7 @@ def test_its_options_are_taken_unless_the_user_sets_them(adapter):
     assert defaults_of([urae], "euler", None, ["toolkit.ntk=10"], DEV).warnings == ()
     found = defaults_of([urae], "euler", None, ["toolkit.ntk=4"], DEV)
     assert found.sets == ()
-    assert "which --set changes" in found.warnings[0]
+    assert "was trained for toolkit.ntk=10.0, and toolkit.ntk=4 is set" in found.warnings[0]
     other = adapter("other", options={"toolkit.ntk": 4.0})
     with pytest.raises(UserError, match="choose one"):
         defaults_of([urae, other], "euler", None, [], DEV)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from uhr.train.recipes import resolve
 from uhr.train.run.job import start
@@ -31,7 +32,12 @@ def file(protocol, small_set):
     return protocol(size="64x64", metrics=OWN, references={"kind": "none"}, prompts={"file": "prompts.txt"})
 
 
-def test_all_checkpoints_are_scored_and_drawn(run, file, uhr, browser, tmp_path):
+def pixels(file):
+    with Image.open(file) as image:
+        return image.tobytes()
+
+
+def test_all_checkpoints_are_scored_and_drawn(run, file, tiny_flux, uhr, browser, tmp_path):
     given = ("eval", "run", run, "--checkpoints", "all", "--protocol", file, "--steps", 1, "--out", "out")
     code, out, err = uhr(*given, "--device", "cpu", "--allow-missing", "--json")
     assert code == 0, err
@@ -52,6 +58,13 @@ def test_all_checkpoints_are_scored_and_drawn(run, file, uhr, browser, tmp_path)
         assert sorted(range(3), key=lambda at: -heights[at]) == sorted(range(3), key=lambda at: values[at])
         assert "1 of 2 prompts" in page.text()
         assert page.faults == []
+    # the adapter of a step says by itself how it is sampled, and its image is the same
+    made = ("--model", tiny_flux, "--adapter", f"{run}@3", "--steps", 1, "--device", "cpu", "--workers", 0)
+    code, out, err = uhr("eval", "generate", file, "--sampler", "euler", *made, "--out", "alone", "--json")
+    assert code == 0, err
+    assert "guidance 1, as" in err
+    name = "pictures/0001.png"
+    assert pixels(Path("alone", name)) == pixels(Path("out/steps/00000003/images", name))
     # nothing is generated or scored again
     Path("scored").unlink()
     assert uhr(*given, "--device", "cpu", "--allow-missing")[0] == 0
