@@ -204,7 +204,7 @@ def _training(values: Mapping[str, Any], file: Path) -> Foreign:
 
 
 def _timesteps(values: Mapping[str, Any], found: Foreign) -> None:
-    """How sigma is drawn, as in `get_noisy_model_input_and_timesteps` of kohya's library/flux_train_utils.py."""
+    """How sigma is drawn, as in `get_noisy_model_input_and_timesteps` of kohya's flux_train_utils.py."""
     shift, std = real(values.get("discrete_flow_shift", 3.0)), real(values.get("sigmoid_scale", 1.0))
     drawn = {
         "sigma": timesteps("uniform", shift),

@@ -40,7 +40,8 @@ def absent(reason: str) -> Key:
 @dataclass(frozen=True)
 class ForeignSource:
     """A folder of images. `caption` is that of images without one of their own, `repeats` how often each is
-    used in an epoch, `weight` its share of the batches instead. `resolutions`, px: it is trained on at each."""
+    used in an epoch, `weight` its share of the batches instead. `resolutions`, px: it is trained on at each.
+    """
 
     name: str
     path: str
