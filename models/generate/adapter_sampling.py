@@ -99,7 +99,7 @@ def defaults_of(
     return AdapterDefaults(taken, tuple(added.values()), tuple(notes), tuple(warnings))
 
 
-def told_defaults(
+def printed_defaults(
     adapters: Sequence[Adapter],
     model: ModelName,
     sampler: str,

@@ -176,7 +176,7 @@ def generate_(
 ) -> None:
     """Generate the images of a protocol with a sampler; `uhr eval run` scores them."""
     from uhr.base.config import apply_sets, build
-    from uhr.models.generate.adapter_sampling import told_defaults
+    from uhr.models.generate.adapter_sampling import printed_defaults
     from uhr.models.generate.request import Adapter, Request
     from uhr.models.loading.opening import ModelName
     from uhr.runtime.pool import Pool
@@ -184,7 +184,7 @@ def generate_(
 
     _, items, _ = _loaded(name, sets, prompts, first)
     chosen = [Adapter.parse(text) for text in adapters or ()]
-    defaults = told_defaults(chosen, ModelName(model, spec, base), sampler, guidance, option or [])
+    defaults = printed_defaults(chosen, ModelName(model, spec, base), sampler, guidance, option or [])
     tree = {
         "sampler": sampler,
         "model": model,

@@ -159,7 +159,7 @@ def generate(
     address: opt.Address = None,
 ) -> None:
     from uhr.models.cli import model_name
-    from uhr.models.generate.adapter_sampling import told_defaults
+    from uhr.models.generate.adapter_sampling import printed_defaults
     from uhr.models.generate.request import Item, Request, parse_size
     from uhr.models.generate.target import Target
 
@@ -167,7 +167,7 @@ def generate(
         prompt = _prompt_of(image)
     sampler, named = str(ctx.info_name), model_name(model, spec, base, comfyui)
     chosen = [_adapter(text, comfyui) for text in adapters or ()]
-    defaults = told_defaults(chosen, named, sampler, guidance, sets or [])
+    defaults = printed_defaults(chosen, named, sampler, guidance, sets or [])
     tree = {
         "sampler": sampler,
         "model": named.model,
