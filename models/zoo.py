@@ -11,6 +11,7 @@ from uhr.models.loading.model import (
     load_text_encoders,
     load_transformer,
     load_vae,
+    peak_memory,
     pick_device,
     pick_dtype,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "make_tiny",
     "names",
     "open_model",
+    "peak_memory",
     "pick_device",
     "pick_dtype",
     "recognise",

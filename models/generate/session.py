@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from uhr.base.console import Advance
 from uhr.base.files import user_cache
 from uhr.models.generate.record import record_of
 from uhr.models.generate.setup import CheckedCall, Setup
+from uhr.models.loading.model import peak_memory
 from uhr.models.loading.offload import Offload, offload
 from uhr.models.ops.fitting import Fit
 from uhr.models.ops.patches.seams import seams_of
@@ -19,10 +21,13 @@ from uhr.models.ops.patches.seams import seams_of
 @dataclass(frozen=True)
 class GeneratedImage:
     """A finished image (PIL) and its record as JSON; `stages` are previews by name, if they were
-    requested."""
+    requested. `seconds` are those of the call of the pipeline, decoding included, and `peak_memory` the bytes
+    at its end (`peak_memory`). Neither is in the record: they differ each time."""
 
     image: Any
     record: dict[str, Any]
+    seconds: float
+    peak_memory: int
     stages: list[tuple[str, Any]] = field(default_factory=list)
 
 
@@ -71,6 +76,7 @@ class Session:
 
         item, given, fit = call.item, call.given, call.fit
         height, width = (call.height, call.width) if fit is None else fit.made
+        start = time.perf_counter()
         with self._watched(advance):
             found = self.pipeline(
                 prompt=item.prompt,
@@ -86,13 +92,16 @@ class Session:
                 **({"return_stages": True} if stages else {}),
                 **self.setup.choice.options.model_dump(),
             )
+        # the images are on the CPU: whatever the GPU was given is done
+        seconds, memory = time.perf_counter() - start, peak_memory(torch.device(self.setup.device))
         (image,) = found.images
         self.setup.hash_weights()
         run = self.pipeline.last_run
         record = record_of(self.setup, call, run, seams_of(image, run.pieces))
         if given is not None and fit is not None:
             image = given.restore(image, fit)
-        return GeneratedImage(image, record, self._shown(found.stages, fit) if stages else [])
+        previews = self._shown(found.stages, fit) if stages else []
+        return GeneratedImage(image, record, seconds, memory, previews)
 
     def _shown(self, images: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
         """The first image of every stage before the last, by the stage's name, cut to the target."""

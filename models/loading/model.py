@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,16 @@ def pick_device(device: str) -> torch.device:
         what = f"device '{device}' is not available: torch finds {count}, counted from 0"
         raise UserError(what, give={"device": "cuda"})
     return chosen
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak of memory in bytes: of a GPU since its last reset, otherwise of this process so far."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def load_component(

@@ -58,6 +58,7 @@ PRINTED_BY = {
     "train/evaluate/compare/": ("eval compare",),
     "train/evaluate/checkpoints/": ("eval run",),
     "train/evaluate/generate.py": ("eval generate",),
+    "train/evaluate/experiments/": ("eval experiment",),
     "train/evaluate/judges/model.py": ("eval judge",),
     "train/evaluate/judges/study.py": ("eval study",),
     "train/encode/run.py": ("train encode",),
@@ -94,6 +95,23 @@ PRINTED_BY = {
 """By the longest path that begins a module's: the commands that print what it says."""
 
 ELSEWHERE = {
+    # the commands that an experiment runs
+    **{
+        ("train/evaluate/experiments/commands.py", option): commands
+        for commands, options in {
+            ("train run",): "--config --data --init",
+            ("eval generate",): "--sampler --adapter --guidance",
+            (
+                "eval generate",
+                "eval run",
+            ): "--set --steps --option --prompts --first --device --engine --workers",
+            ("eval run",): "--checkpoints --protocol --references --weights --allow-missing --images",
+        }.items()
+        for option in options.split()
+    },
+    ("train/evaluate/experiments/file.py", "--model"): ("train run", "eval generate"),
+    ("train/evaluate/experiments/file.py", "--set"): ("train run",),
+    ("train/evaluate/experiments/file.py", "--adapter"): ("eval generate",),
     ("manifests/browse/session.py", "--status"): ("manifest slice",),
     ("manifests/browse/session.py", "--where"): ("manifest slice",),
     ("train/data/reader.py", "--pixels"): ("train encode",),

@@ -1,4 +1,4 @@
-"""`uhr eval`: protocols, generate, run, compare."""
+"""`uhr eval`: protocols, generate, run, compare, judge, study, experiment."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uhr.base.console import say, shown
 from uhr.base.errors import UserError
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.train.evaluate.experiments.cli import experiment
 from uhr.train.evaluate.judges.cli import judge, study
 
 if TYPE_CHECKING:
@@ -453,3 +454,4 @@ def compare_(
 
 app.command("judge")(judge)
 app.command("study")(study)
+app.command("experiment")(experiment)

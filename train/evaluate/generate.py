@@ -42,5 +42,6 @@ def generate(request: Request, items: Sequence[EvalItem], out: Path, pool: Pool)
             out=str(out),
             other_out=lambda taken: f"use --out {shlex.quote(free_name(taken, lambda n: Path(n).exists()))}",
             runner=runner,
+            costs=True,
         )
         return generate_set(job)

@@ -72,6 +72,7 @@ class SetJob:
     images: the folder that the entries come from, if any. With such a folder, items that fail the check count
         as failed; without one, a mistake in the file of prompts ends the run.
     left_out: how much of the source gave no entry, by kind.
+    costs: whether seconds and memory of each image are recorded. Its record then differs each time.
     other_out: returns the fix of an error if OUT, its argument, belongs to another set.
     """
 
@@ -84,6 +85,7 @@ class SetJob:
     previews: Path | None = None
     images: Path | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    costs: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def _generate(
     plan = UnitPlan.create(store.work_folder() / UNITS, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = job.previews and job.previews.absolute()
-    work = GenerateWork(requested.request, out, previews, requested.threads)
+    work = GenerateWork(requested.request, out, previews, requested.threads, job.costs)
     with _own_threads(), progress("generate", len(items), "images") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")

@@ -75,9 +75,10 @@ def items_table(
 class GenerateWork(Work):
     """Generates images into `out`, an absolute folder or a URL.
 
-    threads: None keeps the process's number. An item that fails is recorded under `failed/`, and the work
-    continues with the next one. The request's files have the paths that the user gave, also in records: a
-    worker starts in the folder of the command (`uhr.runtime`).
+    threads: None keeps the process's number. costs: whether the records beside the images have `cost`, their
+    seconds and peak memory (bytes), which differ each time. An item that fails is recorded under `failed/`,
+    and the work continues with the next one. The request's files have the paths that the user gave, also in
+    records: a worker starts in the folder of the command (`uhr.runtime`).
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class GenerateWork(Work):
         out: str,
         previews: Path | None = None,
         threads: int | None = None,
+        costs: bool = False,
     ) -> None:
         self.request, self.out, self.previews = request, out, previews
-        self.threads = threads
+        self.threads, self.costs = threads, costs
         self._session: Any = None
 
     def open(self) -> None:
@@ -143,12 +145,16 @@ class GenerateWork(Work):
         return None
 
     def _generate(self, item: Item, image: str | None) -> GeneratedImage:
+        import torch
+
         from uhr.models.generate.record import write_stages
 
         call = self._session.setup.call(item)
         if call.given is not None and image not in (None, call.given.sha256):
             what = f"image {item.image} changed after the set was checked"
             raise UserError(what, "run the command again")
+        if self._session.setup.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self._session.setup.device)
         generated = self._session.generate(call, stages=self.previews is not None)
         if self.previews is not None:
             name = Path(item.name)
@@ -162,4 +168,6 @@ class GenerateWork(Work):
         self._store.write(image_name(item.name), data)
         png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         tree = {**generated.record, "png": png}
+        if self.costs:
+            tree["cost"] = {"seconds": round(generated.seconds, 3), "peak_memory": generated.peak_memory}
         self._store.write(record_name(item.name), json_bytes(tree, sort_keys=True))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -17,7 +15,7 @@ import torch
 
 from uhr.base.console import Advance, command, progress, say, shown, warn
 from uhr.base.files import saving
-from uhr.models.zoo import pick_device
+from uhr.models.zoo import peak_memory, pick_device
 from uhr.train.data.prefetch import Prefetch
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.recipes.core.vae import VaeRecipe
@@ -357,14 +355,6 @@ def _described(fault: NotFinite) -> str:
 
 def _range(values: torch.Tensor) -> dict[str, float]:
     return {"mean": values.mean().item(), "min": values.min().item(), "max": values.max().item()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: of the GPU if there is one, otherwise of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def train(job: Job, ranks: Ranks = ALONE) -> TrainingResult:

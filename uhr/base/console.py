@@ -234,3 +234,27 @@ def _quoted_byte(byte: int) -> str:
     if character in "'\\":
         return f"\\{character}"
     return character if 32 <= byte < 127 else f"\\x{byte:02x}"
+
+
+Main = Callable[[list[str]], int]
+"""`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
+
+
+def printed(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """A block whose output is for people: on stdout, or on stderr where stdout is JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def run_command(main: Main, arguments: Sequence[str], as_json: bool, interrupted: str) -> None:
+    """Print and run one command; with `as_json`, what it prints goes to stderr.
+
+    interrupted: what is printed after Ctrl-C. Raises SystemExit with the code of a command that fails.
+    """
+    with printed(as_json):
+        say(f"\n$ {command(*arguments)}")
+        code = main(list(arguments))
+        if code == 0:
+            return
+        if code == 130:
+            say(interrupted)
+    raise SystemExit(code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uhr.base import console
-from uhr.base.console import command, counted, say, shown
+from uhr.base.console import command, counted, printed, say, shown
 from uhr.base.files import saving, user_path
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, COMFYUI_HELP, MODEL_HELP, SPEC_HELP, model_name
@@ -100,12 +100,12 @@ def lora(
         planning.check_weights(request)
         found = planning.plan(request, on)
         record = _record(found)
-        with steps.printed(as_json):
+        with printed(as_json):
             show(found, place, record)
         place.begin(record)
     else:
         planning.check_same(record, on)
-        with steps.printed(as_json):
+        with printed(as_json):
             say(f"{shown(place.path)} already contains this LoRA: resuming")
     with saving(place.path, AGAIN), place.lock():
         steps.run(context.obj, place, record, as_json)

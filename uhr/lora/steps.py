@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from uhr.base.config import change
-from uhr.base.console import command, note, say, shown, warn
+from uhr.base.console import Main, note, run_command, shown, warn
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes
 from uhr.lora import choices
 from uhr.lora.captions import validation_prompts
 from uhr.lora.record import ENCODED, RECIPE, RUN, SET, LoraFolder, LoraRecord
 from uhr.train.encode.config import EncodeConfig
-
-Main = Callable[[list[str]], int]
-"""`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
 
 Command = tuple[str, ...]
 
@@ -113,21 +108,8 @@ def _check_exported(folder: LoraFolder) -> None:
         warn(f"{what}: remove it to have it exported again")
 
 
-def printed(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """A block whose output is for people: on stdout, or on stderr where stdout is JSON."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-
-
 def _call(main: Main, arguments: Command, as_json: bool) -> None:
-    """Print and run one command; with --json, what it prints goes to stderr."""
-    with printed(as_json):
-        say(f"\n$ {command(*arguments)}")
-        code = main(list(arguments))
-        if code == 0:
-            return
-        if code == 130:
-            say("the same `uhr train lora` resumes")
-    raise SystemExit(code)
+    run_command(main, arguments, as_json, "the same `uhr train lora` resumes")
 
 
 def _check_fit(folder: LoraFolder, record: LoraRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
@@ -87,18 +87,24 @@ def _csv(found: Comparison) -> str:
 
 def _md(found: Comparison) -> str:
     head = ["method", *(f"{column.metric} {ARROWS[column.better]}".strip() for column in found.columns)]
-    lines = [head, ["--"] * len(head)]
-    for number, arm in enumerate(found.arms):
-        lines.append([arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)])
-    body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"{body}\n\n{_caption(found)}\n"
+    rows = [
+        [arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)]
+        for number, arm in enumerate(found.arms)
+    ]
+    return f"{markdown(head, rows)}\n\n{_caption(found)}\n"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["--"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _latex(found: Comparison) -> str:
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", None: ""}
     head = [
         "Method",
-        *(f"{_escaped(column.metric)} {arrows[column.better]}".strip() for column in found.columns),
+        *(f"{escaped(column.metric)} {arrows[column.better]}".strip() for column in found.columns),
     ]
     lines = [
         r"% needs \usepackage{booktabs}",
@@ -108,7 +114,7 @@ def _latex(found: Comparison) -> str:
     lines += [" & ".join(head) + r" \\", r"\midrule"]
     for number, arm in enumerate(found.arms):
         cells = [_latex_cell(column.values[number]) for column in found.columns]
-        lines.append(" & ".join([_escaped(arm.name), *cells]) + r" \\")
+        lines.append(" & ".join([escaped(arm.name), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", f"% {_caption(found)}"]
     return "\n".join(lines) + "\n"
 
@@ -123,7 +129,7 @@ def _latex_cell(value: ColumnResult | None) -> str:
     return precise(value.value)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape a text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

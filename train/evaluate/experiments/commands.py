@@ -1,0 +1,208 @@
+"""The commands of an experiment: each step of an arm is an existing command, and can be given by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uhr.base.files import user_path
+from uhr.train.evaluate.experiments.file import Experiment, ExperimentArm
+from uhr.train.recipes import resolve
+from uhr.train.recipes.core.base import RecipeBase
+
+Command = tuple[str, ...]
+
+ARMS = "arms"
+RUN, EVALUATED, IMAGES, RESULT = "run", "evaluated", "images", "result"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the commands run: `--device`, and `--workers` of those that generate and score."""
+
+    device: str = "auto"
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and whether what it writes is finished."""
+
+    command: Command
+    is_done: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm with one training seed; None if it is not trained. `out` is its folder.
+
+    recipe: with its changes, and the seed.
+    """
+
+    name: str
+    arm: ExperimentArm
+    seed: int | None
+    out: Path
+    recipe: RecipeBase | None
+
+    @property
+    def images(self) -> Path:
+        """The folder of its generated set."""
+        return self._step / IMAGES
+
+    @property
+    def result(self) -> Path:
+        """The folder of its scores."""
+        return self._step / RESULT
+
+    @property
+    def run(self) -> Path:
+        """The folder of its training run."""
+        return self.out / RUN
+
+    @property
+    def _step(self) -> Path:
+        from uhr.train.evaluate.checkpoints.run import STEPS
+
+        if self.recipe is None:
+            return self.out
+        return self.out / EVALUATED / STEPS / f"{self.recipe.steps:08d}"
+
+
+def runs(experiment: Experiment, out: Path) -> list[ArmRun]:
+    """The arms with their training seeds, in order. Raises UserError if a recipe cannot be made."""
+    found = []
+    for name, arm in experiment.arms.items():
+        for seed in experiment.seeds_of(name):
+            place = out / ARMS / name
+            place = place if seed is None else place / f"seed-{seed}"
+            found.append(ArmRun(name, arm, seed, place, _recipe(arm, seed)))
+    return found
+
+
+def steps(experiment: Experiment, run: ArmRun, machine: Machine) -> list[Step]:
+    """The steps of one arm with one seed."""
+    if run.recipe is not None:
+        return [_train(run, run.recipe, machine), _evaluate(experiment, run, run.recipe, machine)]
+    return [_generate(experiment, run, machine), _score(experiment, run, machine)]
+
+
+def _recipe(arm: ExperimentArm, seed: int | None) -> RecipeBase | None:
+    if arm.recipe is None:
+        return None
+    name, config = _named(arm.recipe)
+    return resolve(name, config, [*arm.set, f"seed={seed}"])
+
+
+def _named(recipe: str) -> tuple[str | None, Path | None]:
+    """A recipe as the name or the file of the two options that take one."""
+    is_file = Path(recipe).suffix in (".yaml", ".yml")
+    return (None, user_path(recipe)) if is_file else (recipe, None)
+
+
+def _train(run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:
+    from uhr.train.run.checkpoints import checkpoint
+
+    arm = run.arm
+    assert arm.recipe is not None
+    name, config = _named(arm.recipe)
+    changes = [*arm.set, f"seed={run.seed}"]
+    if machine.device != "auto":
+        changes.append(f"runtime.device={machine.device}")
+    command = _texts(
+        *("train", "run", *([name] if config is None else ["--config", config])),
+        *arm.named.options(),
+        *_each("--data", arm.data),
+        *_each("--init", arm.init),
+        *_each("--set", changes),
+        *("--out", run.run),
+    )
+    return Step(command, lambda: (checkpoint.steps(run.run) or [0])[-1] >= recipe.steps)
+
+
+def _evaluate(experiment: Experiment, run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:
+    """Export, generate and score the last checkpoint."""
+    from uhr.train.evaluate.checkpoints.run import FILE
+
+    arm, out = run.arm, run.out / EVALUATED
+    command = _texts(
+        *("eval", "run", run.run, "--checkpoints", recipe.steps, "--protocol", experiment.protocol),
+        *_protocol(experiment),
+        *_scoring(experiment),
+        *([] if arm.sampler is None else ["--sampler", arm.sampler]),
+        *([] if arm.steps is None else ["--steps", arm.steps]),
+        *_each("--option", arm.options),
+        *_place(machine),
+        *("--out", out),
+    )
+    return Step(command, (out / FILE).is_file)
+
+
+def _generate(experiment: Experiment, run: ArmRun, machine: Machine) -> Step:
+    from uhr.train.generate.index import FILE
+
+    arm = run.arm
+    command = _texts(
+        *("eval", "generate", experiment.protocol, "--sampler", arm.sampler),
+        *arm.named.options(),
+        *_each("--adapter", arm.adapters),
+        *([] if arm.steps is None else ["--steps", arm.steps]),
+        *([] if arm.guidance is None else ["--guidance", f"{arm.guidance:g}"]),
+        *_each("--option", arm.options),
+        *_protocol(experiment),
+        *_place(machine),
+        *("--out", run.images),
+    )
+    return Step(command, lambda: (run.images / FILE).is_file() and _all_made(run.images))
+
+
+def _all_made(images: Path) -> bool:
+    from uhr.base.store import open_store
+    from uhr.train.generate.index import read_set
+
+    info = read_set(open_store(str(images)))
+    return info is not None and not info.counts["failed"]
+
+
+def _score(experiment: Experiment, run: ArmRun, machine: Machine) -> Step:
+    from uhr.train.evaluate.result import FILE
+
+    command = _texts(
+        *("eval", "run", experiment.protocol, "--images", run.images),
+        *_protocol(experiment),
+        *_scoring(experiment),
+        *_place(machine),
+        *("--out", run.result),
+    )
+    return Step(command, (run.result / FILE).is_file)
+
+
+def _protocol(experiment: Experiment) -> list[object]:
+    """The options that say which prompts are used, and how the protocol is changed."""
+    return [
+        *_each("--set", experiment.protocol_set),
+        *([] if experiment.prompts is None else ["--prompts", experiment.prompts]),
+        *([] if experiment.first is None else ["--first", experiment.first]),
+    ]
+
+
+def _scoring(experiment: Experiment) -> list[object]:
+    return [
+        *([] if experiment.references is None else ["--references", experiment.references]),
+        *_each("--weights", experiment.weights),
+        *(["--allow-missing"] if experiment.allow_missing else []),
+    ]
+
+
+def _place(machine: Machine) -> list[object]:
+    device = [] if machine.device == "auto" else ["--device", machine.device]
+    return [*device, "--engine", "local", "--workers", machine.workers]
+
+
+def _each(option: str, values: Sequence[object]) -> list[object]:
+    return [part for value in values for part in (option, value)]
+
+
+def _texts(*parts: object) -> Command:
+    return tuple(str(part) for part in parts)
