@@ -50,6 +50,30 @@ def test_captions_that_are_missing_or_empty(refused, tmp_path, draw):
     for name in ("10_a cat", "20_a dog"):
         draw(tmp_path / "several" / name / "a.png", 160, 160, 1)
     assert "its folders name 2 instance prompts" in refused("several")
+    for empty in ("", " "):
+        assert "--trigger is empty" in refused("several", "--trigger", empty)
+
+
+def test_where_most_images_are_too_small_the_plan_says_at_which_resolution_they_are_not(uhr, tmp_path, draw):
+    for number, side in enumerate((64, 64, 70, 200, 64, 200)):
+        draw(tmp_path / "photos" / f"{number}.png", side, side, number)
+    request = (
+        "train",
+        "lora",
+        tmp_path / "photos",
+        "--model",
+        "flux1-dev",
+        "--name",
+        "style",
+        "--trigger",
+        "a",
+    )
+    more = ("--plan", "--on", "cpu", "--json", "--resolution")
+    for resolution, used, smaller in ((128, 2, {"resolution": 64, "used": 6}), (64, 6, None)):
+        code, text, err = uhr(*request, *more, resolution)
+        assert code == 0, err
+        images = json.loads(text)["images"]
+        assert (images["used"], images["at_smaller"]) == (used, smaller)
 
 
 def test_names_models_and_places_that_cannot_be(refused, photos, tmp_path):
@@ -94,7 +118,8 @@ def test_the_plan_has_the_fastest_setting_that_fits_and_writes_nothing(uhr, phot
     assert list(tmp_path.iterdir()) == []
     usable = DEVICES["rtx-4080"].usable
     assert found["memory"]["peak"] <= usable == found["gpu"]["usable"]
-    assert found["images"] == {"used": 6, "too_small": 1, "broken": ["broken.jpg"], "other_files": 1}
+    counts = {"used": 6, "too_small": 1, "at_smaller": None, "broken": ["broken.jpg"], "other_files": 1}
+    assert found["images"] == counts
     changes = [part for change in found["settings"] for part in ("--set", change)]
     resolution = ("--set", "phases.main.resolution=128")
     code, out, _ = uhr(

@@ -34,8 +34,10 @@ def complete(folder: Path, images: Sequence[Image], trigger: str | None) -> Capt
     """Decide how the captions of the images are completed.
 
     An image without a caption gets the trigger word; without a trigger, the instance prompt in its folder's
-    name (`10_a red bicycle`). Raises UserError if there is neither.
+    name (`10_a red bicycle`). Raises UserError if there is neither, and for an empty trigger.
     """
+    if trigger is not None and not trigger.strip():
+        raise UserError("--trigger is empty", "give a word, or leave it out")
     without = [image for image in images if image.caption is None]
     missing = None
     lines = [f"{len(images) - len(without)} of {counted(len(images), 'image')} have a caption beside them"]

@@ -133,7 +133,7 @@ def describe(found: LoraPlan, place: LoraFolder, record: LoraRecord) -> dict[str
     """The plan as plain values; sizes in bytes, times in seconds."""
     from uhr.lora.steps import commands
 
-    gpu, recipe = found.gpu, found.recipe
+    gpu, recipe, smaller = found.gpu, found.recipe, found.smaller
     return {
         "name": found.request.name,
         "folder": str(place.path),
@@ -141,6 +141,7 @@ def describe(found: LoraPlan, place: LoraFolder, record: LoraRecord) -> dict[str
         "images": {
             "used": found.large,
             "too_small": found.small,
+            "at_smaller": None if smaller is None else {"resolution": smaller[0], "used": smaller[1]},
             "broken": list(found.images.broken),
             "other_files": found.images.others,
         },
@@ -167,9 +168,11 @@ def show(found: LoraPlan, place: LoraFolder, record: LoraRecord) -> None:
     from uhr.lora.steps import commands
 
     recipe, gpu, images = found.recipe, found.gpu, found.recipe.validation.images
+    smaller = found.smaller
     visits = recipe.steps * recipe.batch.size / found.large
     rows = [
         ("images", _images(found)),
+        *([] if smaller is None else [("", _at_smaller(*smaller))]),
         *(("captions" if not n else "", line) for n, line in enumerate(found.captions.lines)),
         ("trained", found.estimate["trained"]),
         (
@@ -214,6 +217,10 @@ def _images(found: LoraPlan) -> str:
         names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         left.append(f"{len(broken)} cannot be read ({names})")
     return f"{text}; left out: {', '.join(left)}" if left else text
+
+
+def _at_smaller(resolution: int, count: int) -> str:
+    return f"most are left out: with --resolution {resolution}, {count} would be used"
 
 
 def result(place: LoraFolder, record: LoraRecord) -> dict[str, Any]:

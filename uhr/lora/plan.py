@@ -59,6 +59,15 @@ class LoraPlan:
         """The number of images that are smaller than their bucket."""
         return len(self.images.images) - self.large
 
+    @property
+    def smaller(self) -> tuple[int, int] | None:
+        """Where more than half of the images are too small: a resolution at which at least half are not, and
+        their number.
+        """
+        if 2 * self.small <= len(self.images.images):
+            return None
+        return _smaller(self.images, self.resolution, self.spec)
+
 
 def target(on: str | None) -> Device | None:
     """The GPU to plan for: that of this machine by default, or the CPU where there is none."""
@@ -101,8 +110,7 @@ def plan(request: LoraRequest, on: str | None) -> LoraPlan:
     gpu = target(on)
     found = scan(request.images)
     resolution = request.resolution or spec.native_size
-    table = buckets(resolution, EncodeConfig().aspects, spec.pixel_multiple)
-    large, counts = found.in_buckets(table)
+    large, counts = found.in_buckets(_table(resolution, spec))
     if not large:
         raise _too_small(request.images, found, resolution, spec)
     captions = complete(request.images, large, request.trigger)
@@ -221,13 +229,26 @@ def _host_memory() -> int:
 
 
 def _too_small(folder: Path, found: Images, resolution: int, spec: ModelSpec) -> UserError:
-    """No image covers its bucket: name a resolution at which half of them do."""
+    """No image covers its bucket."""
     what = f"all {len(found.images)} images of {folder} are smaller than {resolution} px training needs"
     largest = max(found.images, key=lambda image: image.height * image.width)
     what += f"; the largest has {largest.width}x{largest.height} px"
+    smaller = _smaller(found, resolution, spec)
+    more = "" if smaller is None else f", or --resolution {smaller[0]}"
+    return UserError(what, f"give larger images{more}")
+
+
+def _smaller(found: Images, resolution: int, spec: ModelSpec) -> tuple[int, int] | None:
+    """The largest resolution below `resolution` at which at least half of the images cover their bucket, and
+    their number; None if there is none.
+    """
     multiple = spec.pixel_multiple * (4 if spec.pixel_multiple < 64 else 1)
-    for smaller in range(resolution - resolution % multiple, 0, -multiple):
-        table = buckets(smaller, EncodeConfig().aspects, spec.pixel_multiple)
-        if 2 * len(found.in_buckets(table)[0]) >= len(found.images):
-            return UserError(what, f"give larger images, or --resolution {smaller}")
-    return UserError(what, "give larger images")
+    for smaller in range((resolution - 1) // multiple * multiple, 0, -multiple):
+        large = len(found.in_buckets(_table(smaller, spec))[0])
+        if 2 * large >= len(found.images):
+            return smaller, large
+    return None
+
+
+def _table(resolution: int, spec: ModelSpec) -> tuple[Bucket, ...]:
+    return buckets(resolution, EncodeConfig().aspects, spec.pixel_multiple)
