@@ -1,13 +1,13 @@
 """How close an image is to its reference, pixel by pixel: PSNR, SSIM and LPIPS.
 
-For a VAE the image is what it reconstructs from the reference (`reconstructed`); FID between the two sets
-is then rFID.
+For a VAE the image is what it reconstructs from the reference (`uhr.models.vae.codec.reconstruct`); FID
+between the two sets is then rFID.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -26,17 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 _STRIP = 512
-"""Rows of SSIM that are computed at once: memory does not grow with the image."""
+"""Rows that are computed at once: memory does not grow with the image."""
 
-
-def reconstructed(
-    images: Iterable[np.ndarray], reconstruct: Callable[[np.ndarray], np.ndarray]
-) -> Iterator[Sample]:
-    """Yield a sample for each image, uint8 [H, W, 3]: the image is the reference, and what `reconstruct`
-    makes of it is scored. `uhr.models.vae.codec.reconstruct` is such a function for a VAE.
-    """
-    for index, image in enumerate(images):
-        yield Sample(reconstruct(image), index, reference=image)
+MOST_PSNR = 100
+"""dB of equal images, whose PSNR is infinite and would leave no mean, and of all that are closer than that: a
+megapixel with one value that is off by 1 has 113 dB."""
 
 
 class _Pairs(PerImage):
@@ -52,9 +46,8 @@ class _Pairs(PerImage):
 
 
 class Psnr(_Pairs):
-    """Peak signal-to-noise ratio of all channels together, 10 log10(255^2 / mean squared error), in dB.
-
-    It is infinite for equal images.
+    """Peak signal-to-noise ratio of all channels together, 10 log10(255^2 / mean squared error), in dB, at
+    most 100: equal images, whose ratio is infinite, have 100 dB.
     """
 
     about = About("closeness to the reference by squared error, in dB", "Apache-2.0", "definition")
@@ -63,7 +56,7 @@ class Psnr(_Pairs):
         """No options."""
 
     def __init__(self) -> None:
-        super().__init__("psnr/rgb", ">= 0")
+        super().__init__(f"psnr/rgb/most-{MOST_PSNR}", f"[0, {MOST_PSNR}] dB")
 
     @classmethod
     def load(cls, options: Any, device: str = "cpu") -> Psnr:
@@ -77,7 +70,7 @@ class Psnr(_Pairs):
             rows = slice(top, top + _STRIP)
             error = image[rows].astype(np.float64) - reference[rows]
             total += float((error * error).sum())
-        return math.inf if total == 0 else 10 * math.log10(255**2 * image.size / total)
+        return MOST_PSNR if total == 0 else min(MOST_PSNR, 10 * math.log10(255**2 * image.size / total))
 
 
 class Ssim(_Pairs):

@@ -59,6 +59,7 @@ PRINTED_BY = {
     "train/evaluate/checkpoints/": ("eval run",),
     "train/evaluate/generate.py": ("eval generate",),
     "train/evaluate/experiments/": ("eval experiment",),
+    "train/evaluate/reconstruction/": ("eval vae",),
     "train/evaluate/judges/model.py": ("eval judge",),
     "train/evaluate/judges/study.py": ("eval study",),
     "train/encode/run.py": ("train encode",),

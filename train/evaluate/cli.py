@@ -1,4 +1,4 @@
-"""`uhr eval`: protocols, generate, run, compare, judge, study, experiment."""
+"""`uhr eval`: protocols, generate, run, compare, vae, judge, study, experiment."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 from uhr.train.evaluate.experiments.cli import experiment
 from uhr.train.evaluate.judges.cli import judge, study
+from uhr.train.evaluate.reconstruction.cli import vae
 
 if TYPE_CHECKING:
     from uhr.train.evaluate.prompts import EvalItem
@@ -452,6 +453,7 @@ def compare_(
     console.emit(found.facts(), as_json, show)
 
 
+app.command("vae")(vae)
 app.command("judge")(judge)
 app.command("study")(study)
 app.command("experiment")(experiment)

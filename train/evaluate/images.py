@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined
 from uhr.base.files import sha256_file
-from uhr.base.paths import path_text, text_path
+from uhr.base.paths import or_similar, path_text, text_path
 from uhr.base.store import FolderStore
 from uhr.train.evaluate.prompts import METADATA, EvalItem, metadata_rows
 from uhr.train.generate import index
@@ -284,19 +285,27 @@ class References(NamedTuple):
         return found
 
 
-def find_references(place: Path, kind: str, items: Sequence[EvalItem]) -> References:
+def find_references(
+    place: Path,
+    kind: str,
+    items: Sequence[EvalItem],
+    first: int | None = None,
+    option: str = "--references ",
+) -> References:
     """Find the reference images in a folder, a published set, or the kept rows of a manifest.
 
     Paired ones are matched to items as generated images are; those of a manifest by `sample_id`, or by a
-    caption that is the prompt. Raises UserError if there are none, or if a prompt has none.
+    caption that is the prompt. Of a set, only the `first` ones are used. `option` is how a command line
+    names the place. Raises UserError if there are none, or if a prompt has none.
     """
     from uhr.manifests.info import is_manifest
 
     place = place.parent if place.name == METADATA else place
     if not place.is_dir():
-        raise UserError(f"--references {place} is not a folder", "name a folder of images, or a manifest")
+        fix = or_similar(place, "name a folder of images, or a manifest")
+        raise UserError(f"{option}{place} is not a folder", fix)
     if is_manifest(place):
-        rows = list(_manifest_rows(place))
+        rows = list(itertools.islice(_manifest_rows(place), first))
         refs = [ref for ref, _, _, _ in rows]
         hashes = [key or ref.name for ref, key, _, _ in rows]
         if kind == "paired":
@@ -315,9 +324,9 @@ def find_references(place: Path, kind: str, items: Sequence[EvalItem]) -> Refere
             files = [found[item.index] for item in items]
         refs, hashes = _of_files(files)
     else:
-        refs, hashes = _of_files(image_files(place))
+        refs, hashes = _of_files(image_files(place)[:first])
     if not refs:
-        raise UserError(f"--references {place} contains no image", "name a folder of images, or a manifest")
+        raise UserError(f"{option}{place} contains no image", "name a folder of images, or a manifest")
     return References(place, kind, refs, fingerprint([kind, hashes]))
 
 

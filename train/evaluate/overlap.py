@@ -66,7 +66,9 @@ def describe(facts: dict[str, Any] | None) -> str:
     """One line on an overlap, for people."""
     if facts is None:
         return "not compared: the training data are not known (--trained-on names them)"
-    parts = [f"{facts['prompts']['count']} of {counted(facts['prompt_count'], 'prompt')}"]
+    parts = []
+    if facts["prompt_count"]:
+        parts.append(f"{facts['prompts']['count']} of {counted(facts['prompt_count'], 'prompt')}")
     for name, what in (("references_exact", "the same file"), ("references_similar", "similar")):
         if facts[name] is not None:
             parts.append(

@@ -92,6 +92,7 @@ class ScoreJob:
         allow_missing: whether metrics that cannot be loaded are left out, too.
         complete: whether no prompt of the protocol was left out.
         seed: of all resampling.
+        layout: of OUT, for a command that writes more than this one into it.
     """
 
     protocol: EvalProtocol
@@ -108,6 +109,7 @@ class ScoreJob:
     seed: int = 0
     resamples: int = bootstrap.RESAMPLES
     overlap: Overlap | None = field(default=None)
+    layout: FolderLayout = LAYOUT
 
 
 def run(job: ScoreJob) -> Result:
@@ -116,7 +118,7 @@ def run(job: ScoreJob) -> Result:
     Raises UserError if OUT contains another evaluation or anything else, if an image or a metric cannot be
     used, or if the disk is full.
     """
-    folder = RunFolder(job.out, LAYOUT)
+    folder = RunFolder(job.out, job.layout)
     folder.claim()
     job, made = _loaded(job)
     work = ScoreWork(job.chosen, job.device, job.out / GENERATED, made=made)

@@ -1,0 +1,108 @@
+"""`uhr eval vae`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uhr.base import console
+from uhr.base.paths import local
+from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+
+
+def vae(
+    place: Annotated[
+        Path,
+        typer.Argument(
+            parser=local("MANIFEST"), metavar="MANIFEST", help="Its kept rows; or a folder of images."
+        ),
+    ],
+    model: Annotated[str, typer.Option(metavar="DIR|ID|FILE", help=MODEL_HELP)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=local("--out"),
+            metavar="DIR",
+            help="The result, with the reconstructions as PNG; the same command resumes it.",
+        ),
+    ],
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            "--vae",
+            parser=local("--vae", utf8=True),
+            metavar="PATH",
+            help="Another VAE in place of the model's: a folder or a file.",
+        ),
+    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="DIR|ID", help=BASE_HELP)] = None,
+    spec: Annotated[str | None, typer.Option(metavar="NAME", help=SPEC_HELP)] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Only the first N images; the result is marked as incomplete."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Change a value of the protocol, and with it its id: metrics='[{metric: psnr}]'.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            metavar="METRIC=PATH",
+            help="The weights of a metric, or of several (rfid,patch-rfid=PATH); METRIC.OPTION=PATH where it "
+            "has several. Repeatable.",
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Leave out metrics without weights; the result lists them."),
+    ] = False,
+    trained_on: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--trained-on",
+            parser=local("--trained-on"),
+            metavar="DIR",
+            help="What the VAE was trained on (manifest, encoded data, or run): which images it shares is "
+            "reported. Repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that score, each with the models; 0: this process.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
+) -> None:
+    """Score what a VAE reconstructs of the images of a manifest: rFID, PSNR, SSIM, LPIPS."""
+    from uhr.models.loading.model import pick_device
+    from uhr.models.loading.opening import ModelName
+    from uhr.runtime.pool import Pool
+    from uhr.train.evaluate import protocol, show
+    from uhr.train.evaluate.reconstruction.run import PROTOCOL, VaeJob, evaluate_vae
+
+    found = evaluate_vae(
+        VaeJob(
+            protocol=protocol.load(str(PROTOCOL), sets).protocol,
+            place=place,
+            model=ModelName(model, spec, base),
+            vae=other,
+            out=out,
+            pool=Pool.of("local", workers, None),
+            first=first,
+            weights=weights or (),
+            allow_missing=allow_missing,
+            trained_on=trained_on or (),
+            seed=seed,
+            device=str(pick_device(device)),
+        )
+    )
+    value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
+    console.emit(value, as_json, lambda _: show.print_result(found))

@@ -1,0 +1,187 @@
+"""Reconstructs images with a VAE and scores the reconstructions against them.
+
+OUT is the folder of a result, as `uhr eval run` writes it, and besides
+
+    vae.json            which VAE and images these are, written first
+    reconstructions/    what the VAE makes of each image, as PNG
+
+The same command resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.config import versioned_tree
+from uhr.base.console import progress, warn
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, or_half_written, saving, user_path, write_json
+from uhr.base.run_folder import RunFolder
+from uhr.runtime.pool import Pool
+from uhr.runtime.units import NO_LIMITS
+from uhr.train.evaluate import choice, overlap, run
+from uhr.train.evaluate.images import ImageRef, ImageSet, References, find_references
+from uhr.train.evaluate.prompts import EvalItem
+from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.result import Result
+
+if TYPE_CHECKING:
+    from uhr.models.loading.opening import Model, ModelName
+
+PROTOCOL = Path(__file__).parent / "protocol.yaml"
+FILE, IMAGES = "vae.json", "reconstructions"
+SCHEMA_VERSION = 1
+LAYOUT = replace(
+    run.LAYOUT,
+    names=(*run.LAYOUT.names, FILE, IMAGES),
+    marks=(*run.LAYOUT.marks, FILE),
+    inside={**run.LAYOUT.inside, IMAGES: or_half_written(r"\d{7}\.png")},
+)
+
+
+@dataclass(frozen=True)
+class VaeJob:
+    """Which images are reconstructed by which VAE, and how they are scored.
+
+    Args:
+        place: a manifest, for its kept rows, or a folder of images.
+        model: the model whose VAE it is; `vae` is another one in its place, a folder or a file.
+        first: only so many images; None for all.
+        weights: of metrics, `METRIC=PATH` (`choice.parse_weights`).
+        allow_missing: whether metrics that cannot be computed are left out.
+        trained_on: manifests, encoded data or runs that the VAE was trained on.
+        seed: of all resampling.
+    """
+
+    protocol: EvalProtocol
+    place: Path
+    model: ModelName
+    vae: Path | None
+    out: Path
+    pool: Pool
+    first: int | None = None
+    weights: Sequence[str] = ()
+    allow_missing: bool = False
+    trained_on: Sequence[Path] = ()
+    seed: int = 0
+    device: str = "cpu"
+
+
+def evaluate_vae(job: VaeJob) -> Result:
+    """Reconstruct all images that have no reconstruction yet, and score all of them.
+
+    Raises UserError if OUT contains anything else, or if the VAE, an image or a metric cannot be used.
+    """
+    folder = RunFolder(job.out, LAYOUT)
+    folder.check()
+    chosen, missing = choice.choose(
+        job.protocol, choice.parse_weights(job.protocol, job.weights), "paired", job.allow_missing
+    )
+    training = overlap.training_manifests(map(user_path, job.trained_on))
+    references, names = _images(job.place, job.first)
+    items = [
+        EvalItem(at, f"{at:07d}", name, at, 0, ref.size())
+        for at, (ref, name) in enumerate(zip(references.refs, names, strict=True))
+    ]
+    if (note := run.note_small(len(items), chosen)) is not None:
+        warn(note)
+    model, sha256 = _vae_of(job)
+    folder.claim()
+    with saving(job.out, "free space there; the same command resumes"), folder.lock("work"):
+        _begin(job.out, {"vae": sha256, "images": references.id})
+        refs = _reconstruct(job, model, references.refs)
+    made = {
+        "request": {
+            "sampler": "none: reconstructions",
+            "model": job.model.model,
+            "vae": None if job.vae is None else str(job.vae),
+            "adapters": [],
+            "options": {},
+        },
+        "weights": {"vae": sha256},
+    }
+    return run.run(
+        run.ScoreJob(
+            protocol=job.protocol,
+            items=items,
+            images=ImageSet(job.out / IMAGES, refs, made),
+            references=references,
+            chosen=chosen,
+            missing=missing,
+            out=job.out,
+            runner=job.pool.runner(NO_LIMITS, threads=None, device=job.device),
+            device=job.device,
+            allow_missing=job.allow_missing,
+            complete=job.first is None,
+            seed=job.seed,
+            overlap=overlap.compare(training, (), references) if training else None,
+            layout=LAYOUT,
+        )
+    )
+
+
+def _images(place: Path, first: int | None) -> tuple[References, list[str]]:
+    """The images as references of their reconstructions, and the name of each: its uri or relative path."""
+    found = find_references(user_path(place), "set", (), first, option="")
+    names = [
+        ref.name if ref.path is None else ref.path.relative_to(found.place.absolute()).as_posix()
+        for ref in found.refs
+    ]
+    return found._replace(kind="paired"), names
+
+
+def _vae_of(job: VaeJob) -> tuple[Model, str]:
+    """The model with the files of its VAE, and the hash of the VAE's weights."""
+    from uhr.models.loading.hashes import hash_of
+    from uhr.models.loading.other_weights import check_weights
+
+    model = job.model.open(components=("vae",))
+    if job.vae is None:
+        return model, hash_of(model.place("vae"))
+    if not job.vae.exists():
+        raise UserError(f"--vae {job.vae} does not exist", "name a folder, or a .safetensors file")
+    check_weights("vae", job.vae, model.spec)
+    return model.with_vae(job.vae), hash_of(job.vae)
+
+
+def _begin(out: Path, requested: Mapping[str, Any]) -> None:
+    """Write which VAE and images these are, or compare them with what is there."""
+    file = out / FILE
+    requested = {"schema_version": SCHEMA_VERSION, **requested}
+    if not file.exists():
+        write_json(file, requested)
+        return
+    before = versioned_tree(file.read_bytes(), str(file), SCHEMA_VERSION, "name a new folder")
+    differs = [name for name in requested if before.get(name) != requested[name]]
+    if differs:
+        what = f"--out {out} contains reconstructions of another VAE or other images"
+        raise UserError(f"{what}: other {', '.join(differs)}", "name a new folder")
+
+
+def _reconstruct(job: VaeJob, model: Model, images: Sequence[ImageRef]) -> list[ImageRef]:
+    """Write what is missing of the reconstructions, one after the other."""
+    from uhr.models.loading.model import load_component
+    from uhr.models.vae.codec import reconstruct
+    from uhr.pixels.decode import png
+    from uhr.train.encode.work.memory import tiled
+
+    files = [job.out / IMAGES / f"{at:07d}.png" for at in range(len(images))]
+    left = [at for at, file in enumerate(files) if not file.exists()]
+    with progress("reconstruct", len(files), "images") as advance:
+        advance(len(files) - len(left))
+        if left:
+            vae = load_component(model, "vae", "float32", job.device, weights=job.vae)
+            tiled(vae)
+        for at in left:
+            pixels, _, _ = images[at].pixels()
+            try:
+                data = png(reconstruct(vae, pixels))
+            except UserError as error:
+                raise UserError(f"{images[at].name}: {error.what}", error.fix) from error
+            with atomic(files[at]) as temporary:
+                temporary.write_bytes(data)
+            advance()
+    return [ImageRef(str(file), str(file.absolute())) for file in files]
