@@ -204,7 +204,9 @@ def _training(values: Mapping[str, Any], file: Path) -> Foreign:
 
 
 def _timesteps(values: Mapping[str, Any], found: Foreign) -> None:
-    """How sigma is drawn, as in `get_noisy_model_input_and_timesteps` of kohya's flux_train_utils.py."""
+    """How sigma is drawn, as in `get_noisy_model_input_and_timesteps` of kohya's flux_train_utils.py, with
+    its defaults: sigma, shift 3.
+    """
     shift, std = real(values.get("discrete_flow_shift", 3.0)), real(values.get("sigmoid_scale", 1.0))
     drawn = {
         "sigma": timesteps("uniform", shift),
@@ -212,13 +214,11 @@ def _timesteps(values: Mapping[str, Any], found: Foreign) -> None:
         "sigmoid": timesteps("logit_normal", std=std),
         "shift": timesteps("logit_normal", shift, std),
     }
-    if "timestep_sampling" in values:
-        try:
-            found.recipe["phases.main.timesteps"] = one_of(**drawn)(values["timestep_sampling"])
-        except UnsupportedValue as error:
-            found.unread.append(f"timestep_sampling: {values['timestep_sampling']} ({one_line(error)})")
-    elif "discrete_flow_shift" in values:
-        found.recipe["phases.main.timesteps.shift"] = shift
+    name = values.get("timestep_sampling", "sigma")
+    try:
+        found.recipe["phases.main.timesteps"] = one_of(**drawn)(name)
+    except UnsupportedValue as error:
+        found.unread.append(f"timestep_sampling: {name} ({one_line(error)})")
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

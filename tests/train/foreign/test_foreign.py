@@ -216,6 +216,8 @@ def test_kohyas_training_toml_with_the_data_that_it_names(folder):
         ('timestep_sampling = "shift"', (1, 3)),
         ('timestep_sampling = "uniform"\ndiscrete_flow_shift = 2', (None, 1)),
         ('timestep_sampling = "sigma"\ndiscrete_flow_shift = 2', (None, 2)),
+        ("discrete_flow_shift = 2", (None, 2)),
+        ("", (None, 3)),
     ],
 )
 def test_kohyas_noise_levels_have_its_shift_only_where_it_uses_it(folder, text, expected):
