@@ -146,6 +146,17 @@ def test_where_nothing_fits_one_line_says_what_would(uhr, photos):
     assert "rtx-5090 and larger ones have" in line
 
 
+def test_where_the_machine_has_too_little_memory_for_streamed_weights_it_is_said(uhr, photos, monkeypatch):
+    monkeypatch.setattr("uhr.lora.plan.local_device", lambda: DEVICES["rtx-3060"])
+    monkeypatch.setattr("uhr.lora.plan._host_memory", lambda: 8 << 30)
+    code, out, err = plan(uhr, photos, "--set", "runtime.quantize=null")
+    assert (code, out) == (1, "")
+    assert "and 75% of this machine's memory is 6.0 GiB: leave out" in err
+    monkeypatch.setattr("uhr.lora.plan._host_memory", lambda: 64 << 30)
+    code, out, err = plan(uhr, photos, "--set", "runtime.quantize=null")
+    assert (code, "runtime.offload=blocks" in out) == (0, True), err
+
+
 def test_a_real_model_without_a_gpu_is_refused_with_its_memory(uhr, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("uhr.lora.plan._host_memory", lambda: 24 << 30)
     code, _, err = plan(uhr, photos)

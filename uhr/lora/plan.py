@@ -152,8 +152,16 @@ class _Planner:
             made = self._with(setting.changes)
             if made.peak <= self.gpu.usable:
                 return made
-        least = min(settings, key=lambda each: each.total)
-        raise UserError(f"{self.spec.name} at {self.resolution} px, {self.gpu.title}: {no_setting(least)}")
+        what = f"{self.spec.name} at {self.resolution} px, {self.gpu.title}"
+        fitting = [setting for setting in settings if setting.fits]
+        if not fitting:
+            raise UserError(f"{what}: {no_setting(min(settings, key=lambda each: each.total))}")
+        least = min(setting.host for setting in fitting)
+        if host is not None and least > host:
+            of = f"{HOST_SHARE:.0%} of this machine's memory is {gibibytes(int(host))}"
+            what += f": streamed weights take {gibibytes(least)}, and {of}"
+            raise UserError(what, "leave out --set runtime.quantize, or --set runtime.quantize=nf4")
+        raise UserError(f"{what}: the validation images do not fit", "--set validation.images=null")
 
     def _changes(self, settings: tuple[str, ...]) -> list[str]:
         prompts = validation_prompts(self.captions.texts, self.captions.trigger)
