@@ -1,7 +1,7 @@
 """The prompt in an image that uhr, ComfyUI or AUTOMATIC1111's web UI generated.
 
-uhr's own record has it. ComfyUI stores its graph of nodes as JSON under the keyword `prompt` (SaveImage of
-ComfyUI's nodes.py): the prompt is the text behind the sampler's positive conditioning. AUTOMATIC1111's web UI
+uhr's own record has it, in the file or in the JSON next to it. ComfyUI stores its graph of
+nodes as JSON under the keyword `prompt` (SaveImage of ComfyUI's nodes.py): the prompt is the text behind the sampler's positive conditioning. AUTOMATIC1111's web UI
 and its descendants (Forge, SD.Next) store a text under `parameters`, or in the EXIF of a JPEG or WebP
 (`create_infotext` of modules/processing.py): the prompt, a line `Negative prompt: ...`, and a last line of
 settings that begins with `Steps: `.
@@ -24,6 +24,9 @@ from uhr.models.generate.input_images import CHUNK
 
 LONGEST = 20_000
 """Characters of the longest prompt that is taken from a file."""
+
+LARGEST_RECORD = 1_000_000
+"""Bytes of the largest record that is read from the JSON next to an image."""
 
 MOST_NODES = 10_000
 """Nodes of the largest graph that is read."""
@@ -49,7 +52,10 @@ class FoundPrompt:
 
 
 def prompt_of(path: Path) -> FoundPrompt | None:
-    """Return the prompt in an image file, or None if there is none or the file is of another kind."""
+    """Return the prompt in an image file, or in a record next to it.
+
+    None if there is none, or if the file is of another kind.
+    """
     try:
         texts = texts_of(path, _KEYWORDS)
     except UserError:
@@ -63,7 +69,16 @@ def prompt_of(path: Path) -> FoundPrompt | None:
         if keyword in texts and (found := read(texts[keyword])) is not None:
             return found
     comment = texts.get("exif", "")
-    return _of_record(comment) or _of_parameters(comment)
+    return _of_record(comment) or _of_parameters(comment) or _of_record(_beside(path))
+
+
+def _beside(image: Path) -> str:
+    """The text of the JSON next to an image, where `--record json` puts its record; empty without one."""
+    try:
+        with image.with_suffix(".json").open("rb") as opened:
+            return opened.read(LARGEST_RECORD).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _usable(text: Any) -> str | None:

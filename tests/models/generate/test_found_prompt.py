@@ -76,6 +76,24 @@ def test_so_is_that_in_the_exif_of_other_formats(suffix, tmp_path):
     assert prompt_of(tmp_path / f"a.{suffix}").text.startswith("a lake at dawn")
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"sampler": "euler", "prompt": "a lake"}', "a lake"),
+        (b'{"prompt": "not of uhr"}', None),
+        (b'{"sampler": ', None),
+        (b"\xff", None),
+    ],
+)
+def test_a_record_next_to_the_image_serves_where_the_file_has_none(content, expected, tmp_path):
+    image = png(tmp_path / "a.png")
+    (tmp_path / "a.json").write_bytes(content)
+    found = prompt_of(image)
+    assert (found and found.text) == expected
+    png(image, parameters=A1111)
+    assert prompt_of(image).source == "AUTOMATIC1111"
+
+
 def test_comfyuis_graph_is_followed_from_the_sampler_to_the_text(tmp_path):
     found = prompt_of(png(tmp_path / "a.png", prompt=json.dumps(FLUX_GRAPH), workflow="{}"))
     assert (found.text, found.source, found.ambiguous) == ("a fox in the snow", "ComfyUI", False)
