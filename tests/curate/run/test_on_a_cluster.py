@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def homes(tmp_path_factory) -> Path:
 def cluster(homes, object_store_server) -> Iterator[Any]:
     """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`. They may use S3."""
     import ray
+    from ray._raylet import Config
     from ray.cluster_utils import Cluster
 
     search = os.environ.get("PYTHONPATH", "")
@@ -80,6 +81,11 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 3,
     }
+    # ray.init("local") of an earlier test leaves the mode `token`, in the environment and in what Ray has
+    # read from it; the homes of the nodes have no token, and a process in this mode would refuse their calls
+    environment = pytest.MonkeyPatch()
+    environment.setenv("RAY_AUTH_MODE", "disabled")
+    Config.initialize("")
     running = Cluster()
     running.nodes = {}
 
@@ -110,6 +116,33 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
     finally:
         ray.shutdown()
         running.shutdown()
+        environment.undo()
+        Config.initialize("")
+
+
+@pytest.fixture
+def three(cluster, homes) -> Any:
+    """The cluster with three machines that can run every preset, whatever an earlier test has lost."""
+    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
+    for number in range(len(NODES) - len(cluster.list_all_nodes())):
+        cluster.join(f"other-{number}", homes / "head")
+    return cluster
+
+
+@pytest.fixture
+def command(warm_curation) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in a process of its own, after the statement `first`: exit code, output, errors.
+
+    In this process Ray may have taken up the mode `token`, and then no actor starts on the cluster.
+    """
+
+    def call(*arguments: object, first: str = "pass") -> tuple[int, str, str]:
+        code = f"import sys; {first}; from uhr.cli import main; sys.exit(main(sys.argv[1:]))"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = warm_curation.run(["-c", code, *arguments], env=env)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 OTHER_JOB = """
@@ -160,13 +193,13 @@ def words(images, tmp_path, outside, homes, monkeypatch) -> list[object]:
 
 @pytest.mark.ray
 def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_changes_nothing(
-    cluster, homes, words, uhr, tmp_path, monkeypatch
+    cluster, homes, words, command, uhr, tmp_path
 ):
     out, notes = tmp_path / "out", tmp_path / "notes"
     on_cluster = [*words, "--out", out, "--address", cluster.address, "--workers", 2]
 
-    def refused() -> str:
-        code, _, errors = uhr(*on_cluster)
+    def refused(first: str = "pass") -> str:
+        code, _, errors = command(*on_cluster, first=first)
         assert code == 1
         assert not any(notes.iterdir()), "an image was measured"
         return errors.splitlines()[-1]
@@ -183,9 +216,8 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     (homes / "third" / "brake.bin").write_bytes(b"others")
     assert "machine third: the weights outside_stages:Slow/brake has other content" in refused()
     (homes / "third" / "brake.bin").write_bytes(b"weights")
-    monkeypatch.setattr(preflight, "FREE_SECONDS", 0.5)
     with other_job(cluster.address):
-        said = refused()
+        said = refused("from uhr.runtime.cluster import preflight; preflight.FREE_SECONDS = 0.5")
     assert "the run needs 2 CPUs, and other jobs of the Ray cluster have left 1: fewer --workers" in said
 
     lost: list[str] = []
@@ -201,7 +233,7 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     end = time.monotonic() + 120
     watch = threading.Thread(target=lose_one)
     watch.start()
-    code, printed, errors = uhr(*on_cluster)
+    code, printed, errors = command(*on_cluster)
     watch.join()
     assert code == 0, errors
     assert lost, "no machine was lost"
@@ -215,15 +247,14 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
 
 @pytest.mark.ray
 def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
-    cluster, homes, images, s3, uhr, tmp_path
+    three, images, s3, command, uhr, tmp_path
 ):
-    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
     client = boto3.client("s3")
     for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "trip/0.png", "truncated.jpg", "flat.png"):
         client.upload_file(str(images / name), s3.bucket, f"images/{name}")
     words = ("curate", "run", "quickstart", "--source", f"s3://{s3.bucket}/images", "--set", "unit=2")
     out = f"s3://{s3.bucket}/out"
-    code, printed, errors = uhr(*words, "--out", out, "--address", cluster.address, "--workers", 1)
+    code, printed, errors = command(*words, "--out", out, "--address", three.address, "--workers", 1)
     assert code == 0, errors
     assert "6 files: 4 kept, 1 rejected, 1 failed" in printed
     assert len(s3.puts("/units/unit-")) == 3
@@ -234,9 +265,8 @@ def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
 
 @pytest.mark.ray
 def test_what_one_machine_fetches_into_a_store_is_read_by_the_others(
-    cluster, homes, images, s3, uhr, tmp_path, http_site
+    three, images, s3, command, tmp_path, http_site
 ):
-    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
     site = http_site.Site()
     names = ("1.jpg", "3.jpg", "5.jpg", "7.jpg", "flat.png")
     site.images = {f"/{name}": (images / name).read_bytes() for name in names}
@@ -244,8 +274,8 @@ def test_what_one_machine_fetches_into_a_store_is_read_by_the_others(
     tree = {"kind": "urls", "path": str(tmp_path / "list.txt"), "http": {"private": True}}
     sets = ("--set", f"sources={json.dumps({'web': tree})}", "--set", "unit=1")
     out = f"s3://{s3.bucket}/fetched-out"
-    command = ("curate", "run", "quickstart", *sets, "--out", out, "--address", cluster.address)
-    code, printed, errors = uhr(*command, "--workers", 2)
+    words = ("curate", "run", "quickstart", *sets, "--out", out, "--address", three.address)
+    code, printed, errors = command(*words, "--workers", 2)
     assert code == 0, errors
     assert "5 files: 4 kept, 1 rejected" in printed
     assert {path: n for path, n in site.requests.items() if path != "/robots.txt"} == {
@@ -358,24 +388,21 @@ class Model(BatchStage):
 
 
 @pytest.mark.ray
-def test_a_machine_that_joins_later_is_checked_before_it_gets_work(cluster, homes, images, tmp_path, outside):
+def test_a_machine_that_joins_later_is_checked_before_it_gets_work(three, homes, images, tmp_path, outside):
     module = tmp_path / "elsewhere" / outside / "__init__.py"
     imports = "import FrameStage, SetStage"
     module.write_text(module.read_text().replace(imports, f"{imports}, BatchStage, Resources") + LATE)
-    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
     (homes / "late").mkdir()
     old = homes / "late" / "numba-0.0.1.dist-info"
     old.mkdir()
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: numba\nVersion: 0.0.1\n")
-    for number in range(3 - len(cluster.list_all_nodes())):
-        cluster.join(f"other-{number}", homes / "head")
     pipeline = tmp_path / "late.yaml"
     checked = tmp_path / "checked"
     model = f"{{stage: '{outside}:Model', until: '{checked}'}}"
     pipeline.write_text(f"stages: [header, {model}]\nrules: {{}}\nunit: 1\n")
     out = tmp_path / "out"
     # two machines for the CPUs and the first actor; a second actor takes the third one; the next one waits
-    command = ("curate", "run", pipeline, "--source", images, "--out", out, "--address", cluster.address)
+    command = ("curate", "run", pipeline, "--source", images, "--out", out, "--address", three.address)
     running = subprocess.Popen(
         [sys.executable, "-m", "uhr", *map(str, command), "--workers", "1"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -385,7 +412,7 @@ def test_a_machine_that_joins_later_is_checked_before_it_gets_work(cluster, home
     )
     while running.poll() is None and not list((out / "units").glob("unit-*")):
         time.sleep(0.02)
-    late = cluster.join("late", homes / "late")
+    late = three.join("late", homes / "late")
     assert running.stderr is not None
     errors = ""
     for line in running.stderr:
@@ -393,7 +420,7 @@ def test_a_machine_that_joins_later_is_checked_before_it_gets_work(cluster, home
         if "machine late" in line:
             checked.touch()  # until then no image is scored
     running.wait()
-    cluster.remove_node(late, allow_graceful=False)
+    three.remove_node(late, allow_graceful=False)
     assert running.returncode == 0, errors
     assert errors.count("machine late: numba is 0.0.1, and ") == 1
     assert "install the same version there; it gets no work" in errors
