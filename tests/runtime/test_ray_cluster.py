@@ -170,6 +170,27 @@ def test_the_ports_of_a_cluster_and_of_rays_client_are_not_taken_for_each_other(
     assert said.endswith(f"not for Ray's client: --address 127.0.0.1:{head.port}")
 
 
+def test_a_token_for_a_cluster_without_tokens_is_refused(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    alive = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+    service, _, method = cluster._HEAD_CALL.strip("/").partition("/")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: alive}),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        cluster.check_cluster(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        said = refusal(address)
+    finally:
+        server.stop(None)
+    assert said.startswith(f"RAY_AUTH_MODE=token, and the Ray cluster at '{address}' uses no token: unset")
+
+
 SCRIPT = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path

@@ -35,7 +35,8 @@ class _Token(NamedTuple):
 
 
 def check_cluster(address: str) -> None:
-    """Raise UserError unless a Ray cluster answers at HOST:PORT or ray://HOST:PORT and accepts the token.
+    """Raise UserError unless a Ray cluster answers at HOST:PORT or ray://HOST:PORT and accepts the token, or
+    uses none like this process.
 
     Other addresses ("auto") and clusters with TLS are not checked.
     """
@@ -66,6 +67,12 @@ def check_cluster(address: str) -> None:
         raise UserError(f"{place} is a port {what}", f"--address {CLIENT if is_client else ''}{place}")
     if status in ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"):
         raise no_cluster(address, "the service there does not answer as Ray does")
+    if text and mine == _HEAD_CALL and _status(place, mine, None) == "OK":
+        # what it asks of this process without a token would be refused, and so no actor would start
+        raise UserError(
+            f"RAY_AUTH_MODE=token, and the Ray cluster at '{address}' uses no token",
+            "unset RAY_AUTH_MODE, or start the cluster with it",
+        )
 
 
 def is_token_error(words: str) -> bool:
