@@ -125,9 +125,11 @@ def run(
     arguments = ["curate", "run", pipeline]
     arguments += [] if source is None else ["--source", source]
     arguments += ["--engine", engine]
+    chosen = {"address": address, "workers": workers, "limit": limit, "sample": sample, "seed": seed}
+    for name, value in chosen.items():
+        arguments += [] if value is None else [f"--{name}", str(value)]
+    arguments += ["--strict"] if strict else []
     arguments += [argument for item in sets or [] for argument in ("--set", item)]
-    for name, value in (("--limit", limit), ("--sample", sample), ("--seed", seed)):
-        arguments += [] if value is None else [name, str(value)]
     arguments += [argument for kind in retry or () for argument in ("--retry", kind)]
     arguments += [argument for path in reuse or () for argument in ("--reuse", str(path))]
 

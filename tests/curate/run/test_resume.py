@@ -265,7 +265,7 @@ def test_other_files_or_another_pipeline_want_another_folder(
     code, _, errors = uhr(*words, "--set", "rules.entropy=entropy > 5")
     assert code == 1
     assert "with another pipeline: write to another folder: uhr curate run" in errors
-    assert "--set 'rules.entropy=entropy > 5'" in errors
+    assert "--workers 0 --set 'rules.entropy=entropy > 5'" in errors
     assert f"--out '{tmp_path}/out-2'" in errors or f"--out {tmp_path}/out-2" in errors
     (images / "1.jpg").touch()
     code, _, errors = uhr(*words)
