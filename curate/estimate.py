@@ -21,7 +21,7 @@ from uhr.curate.run.earlier.harvest import take
 from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
-from uhr.curate.run.rows import PREVIEWS, VIEWS, Tally
+from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, Tally
 from uhr.manifests.schema import KEPT, Column
 from uhr.manifests.sources.base import Listing, size_of
 from uhr.runtime.pool import Pool
@@ -102,7 +102,7 @@ def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str
 def _stages(plan: CurationPlan, finished: Finished, scale: float) -> list[dict[str, Any]]:
     tally = finished.tally
     labels = dict.fromkeys(planned.label for each in plan.passes for planned in _called(each))
-    labels |= dict.fromkeys(label for label in (PREVIEWS, VIEWS) if tally.measured[label])
+    labels |= dict.fromkeys(label for label in (DECODING, PREVIEWS, VIEWS) if tally.measured[label])
     return [
         {
             "stage": label,
@@ -133,7 +133,7 @@ def _passes(request: CurationRequest, finished: Finished, scale: float) -> list[
             for segment in this.segments
         ]
         first = {planned.label for planned in _called(this) if planned not in this.batches}
-        first |= {PREVIEWS, VIEWS}
+        first |= {DECODING, PREVIEWS, VIEWS}
         tally = Tally.empty()
         for unit in range(units.count):
             tally = tally.plus(Tally.of_unit(units, unit))

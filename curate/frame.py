@@ -92,6 +92,11 @@ class Frame:
         """The decoded image on its stored grid. Decoding verifies that the file is complete."""
         return decode(self.data, self.limits, self.known)
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the pixels are in memory, so that what is made of them costs no decoding."""
+        return "decoded" in self.__dict__
+
     @cached_property
     def gray(self) -> np.ndarray:
         """uint8 [H, W], OpenCV's gray of the full colour decode, on the stored grid."""

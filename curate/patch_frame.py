@@ -49,6 +49,10 @@ class PatchFrame(Frame):
     def content_hash(self) -> str:
         return self.whole.content_hash
 
+    @property
+    def is_decoded(self) -> bool:
+        return True
+
     @cached_property
     def gray(self) -> np.ndarray:
         """uint8 [H, W], OpenCV's gray of the box, upright."""

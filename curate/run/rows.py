@@ -26,7 +26,7 @@ PREVIEW = (
 )
 """Columns of a part that are not in the manifest's rows; they go to the preview parts."""
 
-PREVIEWS, VIEWS = "making previews", "making views"
+DECODING, PREVIEWS, VIEWS = "decoding", "making previews", "making views"
 """What is counted besides the calls of stages, by these labels."""
 
 RAN = pa.field("_ran", pa.list_(pa.field("element", pa.string())))

@@ -22,7 +22,7 @@ from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, Sta
 from uhr.curate.run.images import UnitImages
 from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import frame_schema, has_previews
-from uhr.curate.run.rows import PREVIEWS, VIEWS, UnitRows, source_row
+from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
@@ -360,6 +360,9 @@ class _UnitRun:
                             return False
                         called = True
                         self._images.check_content(index, frame)
+                        if not frame.is_decoded:
+                            with self.rows.timed(DECODING):
+                                _ = frame.decoded  # no stage before did
                         with self.rows.timed(PREVIEWS):
                             made = frame.preview(self._plan.config.preview)
                         self.rows.put_preview(index, *made)

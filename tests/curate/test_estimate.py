@@ -122,6 +122,23 @@ def test_the_estimate_has_the_time_of_previews_and_of_views(uhr, pictures, tmp_p
     assert found["passes"][0]["seconds"] >= sum(stages[name]["seconds"] for name in names)
 
 
+def test_decoding_is_not_counted_as_making_previews(uhr, pictures, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("0" * 64)
+    file = tmp_path / "p.yaml"
+    file.write_text("stages: [header, decode]\nrules: {}\n")
+    stages = {}
+    for blocked in (False, True):
+        arguments = ["--source", pictures, "--out", tmp_path / "out", "--workers", 0, "--measure", 2]
+        arguments += ["--set", f"blocklist={listed}"] if blocked else []
+        code, printed, errors = uhr("curate", "run", file, *arguments, "--dry-run", "--json")
+        assert code == 0, errors
+        found = json.loads(printed)["estimate"]["stages"]
+        stages[blocked] = {stage["stage"]: stage["measured"] for stage in found}
+    assert stages[True]["decoding"] == stages[True]["making previews"] == 2, "the list needs only the bytes"
+    assert "decoding" not in stages[False], "the stage `decode` was first"
+
+
 def test_the_plan_of_a_preset_without_its_required_stage_is_printed_with_the_error(uhr, pictures, tmp_path):
     arguments = ("--source", pictures, "--out", tmp_path / "out", "--dry-run")
     code, printed, errors = uhr("curate", "run", "multiaspect-4k", *arguments, "--measure", 0)
