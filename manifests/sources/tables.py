@@ -67,7 +67,8 @@ def read_table(file: Path) -> pa.Table:
                 return pa.table({LINE: [line.strip() for line in text.splitlines() if line.strip()]})
             return csv_table(text, "\t" if suffix == ".tsv" else ",")
     except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
-        raise UserError(f"the table {file} cannot be read ({one_line(error)})", "fix the file") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise UserError(f"the table {file} cannot be read ({why})", "fix the file") from None
     except RecursionError:
         raise UserError(f"the table {file} cannot be read (nested too deeply)", "fix the file") from None
     raise UserError(f"{file} is not a table", f"name a file that ends with {' or '.join(SUFFIXES)}")
