@@ -1,4 +1,5 @@
-"""Curation's claims of speed: exact gray measures, header-only filtering, Ray against local workers, peers.
+"""Curation's claims of speed: exact gray measures, guards against a bare decoder, header-only filtering, Ray
+against local workers, peers.
 
     python -m benchmarks.curation [--python PEER/bin/python]...
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import engines, gray_pass, peers
+from benchmarks import engines, gray_pass, guards, peers
 from uhr.base.console import say
 
 
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     for claim in engines.CLAIMS:
         measured = claim()
         found[f"{measured.text}: {measured.measured}"] = measured.holds
+    found |= guards.claims(guards.options([]))
     found |= peers.claims(options)
     say()
     for text, holds in found.items():
