@@ -200,7 +200,10 @@ class Renderer:
 class Thumbnails:
     """The images of rows: stored previews, and decoded images, of which the last are kept."""
 
-    needs = ("sample_id", "uri", "source_version", "content_hash", "source_name", "box", "status", "error")
+    needs = (
+        *("sample_id", "uri", "source_version", "content_hash", "source_name", "box", "status", "error"),
+        "blocklist_match",
+    )
     """The columns of the rows that the methods take, as far as the manifest has them."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -224,9 +227,13 @@ class Thumbnails:
             return found
 
     def _decoded(self, row: Mapping[str, Any], side: int) -> bytes:
-        """Decode an image, but none of a row that failed: that may have crashed the decoder before."""
+        """Decode an image, but none of a row that failed, which may have crashed the decoder before, and none
+        that is on a blocklist, of which curation stores no preview either.
+        """
         if row["status"] == FAILED:
             raise Fault(row["error"] or "failed")
+        if row.get("blocklist_match") is not None:
+            raise Fault("on a blocklist: not shown")
         key = (row["sample_id"], side)
         found = self._rendered.get(key)
         if found is None:

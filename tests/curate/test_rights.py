@@ -135,6 +135,21 @@ def test_of_a_listed_image_neither_preview_nor_bytes_are_stored(curated):
     assert found["a.jpg"]["content_hash"] in stored
 
 
+def test_browse_shows_no_listed_image(curated):
+    from uhr.manifests.browse.thumbnails import Fault, Thumbnails
+
+    found = rows(curated)
+    thumbnails = Thumbnails(curated)
+    try:
+        assert thumbnails.large(found["none.png"]), "rejected, and read from the source"
+        for name in ("sha256.png", "md5.jpg", "alike.jpg"):
+            for method in (thumbnails.thumbnail, thumbnails.large):
+                with pytest.raises(Fault, match="on a blocklist: not shown"):
+                    method(found[name])
+    finally:
+        thumbnails.close()
+
+
 def test_the_lists_and_the_policy_are_in_the_lineage(curated, folder):
     files = {name.rpartition("/")[2]: digest for name, digest in curated.info.files.items()}
     wanted = {"policy": "policy.yaml", "takedowns.txt": "takedowns.txt", "alike.csv": "alike.csv"}
