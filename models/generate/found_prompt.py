@@ -1,10 +1,10 @@
 """The prompt in an image that uhr, ComfyUI or AUTOMATIC1111's web UI generated.
 
-uhr's own record has it, in the file or in the JSON next to it. ComfyUI stores its graph of
-nodes as JSON under the keyword `prompt` (SaveImage of ComfyUI's nodes.py): the prompt is the text behind the sampler's positive conditioning. AUTOMATIC1111's web UI
-and its descendants (Forge, SD.Next) store a text under `parameters`, or in the EXIF of a JPEG or WebP
-(`create_infotext` of modules/processing.py): the prompt, a line `Negative prompt: ...`, and a last line of
-settings that begins with `Steps: `.
+uhr's own record has it, in the file or in the JSON next to it. ComfyUI stores its graph of nodes as JSON
+under the keyword `prompt` (SaveImage of ComfyUI's nodes.py): the prompt is the text behind the sampler's
+positive conditioning. AUTOMATIC1111's web UI and its descendants (Forge, SD.Next) store a text under
+`parameters`, or in the EXIF of a JPEG or WebP (`create_infotext` of modules/processing.py): the prompt, a
+line `Negative prompt: ...`, and a last line of settings that begins with `Steps: `.
 
 What a file contains is not trusted: anything that is not understood counts as no prompt.
 """
