@@ -276,6 +276,14 @@ def run_(
             "references share with it is reported. Repeatable.",
         ),
     ] = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--reuse"),
+            metavar="RESULT",
+            help="A finished result with the same references: their features are not computed again.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
     checkpoints: Annotated[
         str | None,
@@ -318,6 +326,7 @@ def run_(
     from uhr.runtime.pool import Pool
     from uhr.train.evaluate import show
     from uhr.train.evaluate.job import evaluate
+    from uhr.train.evaluate.result import open_result
 
     _check_target(checkpoints, name, images, {"--sampler": sampler, "--steps": steps, "--option": option})
     loaded, items, complete = _loaded(target if name is None else name, sets, prompts, first)
@@ -327,6 +336,7 @@ def run_(
         "weights": weights or [],
         "allow_missing": allow_missing,
         "complete": complete,
+        "reuse": None if reuse is None else open_result(reuse),
         "seed": seed,
         "device": device,
         "pool": pool,

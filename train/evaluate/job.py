@@ -29,6 +29,7 @@ def evaluate(
     allow_missing: bool = False,
     trained_on: Sequence[Path] = (),
     complete: bool = True,
+    reuse: Result | None = None,
     seed: int = 0,
     device: str = "auto",
     pool: Pool,
@@ -41,6 +42,7 @@ def evaluate(
         allow_missing: whether metrics that cannot be computed are left out.
         trained_on: manifests, encoded data or runs that the model was trained on.
         complete: whether the items are all of the protocol's.
+        reuse: a finished result whose features of the references are taken over.
         seed: of all resampling.
 
     Everything that can be wrong is checked before a model is loaded. Raises UserError for the first mistake.
@@ -73,6 +75,7 @@ def evaluate(
         allow_missing=allow_missing,
         complete=complete,
         seed=seed,
+        reuse=reuse,
         overlap=overlap.compare(training, items, refs) if training else None,
     )
     return run(job)

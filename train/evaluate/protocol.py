@@ -83,6 +83,16 @@ class MetricUse(Config):
         """The name under which the protocol, its results and `--weights` know it."""
         return self.label or self.metric
 
+    def deciding(self) -> dict[str, Any]:
+        """What of it decides the numbers, as JSON. Options that say where weights are do not: results have
+        the weights' hashes. Raises UserError if there is no such metric.
+        """
+        from uhr.models.metrics.registry import metric_class
+
+        about = metric_class(self.metric).about
+        places = {"options": {*about.weights, *about.optional}, "note": True, "label": True}
+        return self.model_dump(mode="json", exclude=places)
+
 
 class PaperTable(Config):
     """Values that a paper prints. They are theirs, and only shown beside ours.
@@ -159,7 +169,7 @@ class EvalProtocol(Config):
             "seeds": self.seeds,
             "seed_rule": self.seed_rule,
             "references": self.references.kind,
-            "metrics": [use.model_dump(mode="json", exclude={"note", "label"}) for use in self.metrics],
+            "metrics": [use.deciding() for use in self.metrics],
         }
         return f"{self.name}@{fingerprint(deciding)[:12]}"
 

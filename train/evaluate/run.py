@@ -50,6 +50,7 @@ from uhr.train.evaluate.scoring import (
     ChosenMetric,
     Made,
     ScoreWork,
+    copy_features,
     items_table,
     read_features,
     references_table,
@@ -93,6 +94,7 @@ class ScoreJob:
         complete: whether no prompt of the protocol was left out.
         seed: of all resampling.
         layout: of OUT, for a command that writes more than this one into it.
+        reuse: a finished result with the same references, whose features of them are taken over.
     """
 
     protocol: EvalProtocol
@@ -110,6 +112,7 @@ class ScoreJob:
     resamples: int = bootstrap.RESAMPLES
     overlap: Overlap | None = field(default=None)
     layout: FolderLayout = LAYOUT
+    reuse: Result | None = None
 
 
 def run(job: ScoreJob) -> Result:
@@ -118,6 +121,7 @@ def run(job: ScoreJob) -> Result:
     Raises UserError if OUT contains another evaluation or anything else, if an image or a metric cannot be
     used, or if the disk is full.
     """
+    _check_reuse(job)
     folder = RunFolder(job.out, job.layout)
     folder.claim()
     job, made = _loaded(job)
@@ -213,19 +217,48 @@ def _scored(job: ScoreJob, work: ScoreWork) -> pa.Table:
 
 def _references(job: ScoreJob, made: Made) -> None:
     """Compute the features of the references that some metric needs."""
+    from uhr.models.metrics.base import key
+
     assert job.references is not None
-    needed = [
-        chosen
+    needed: list[tuple[ChosenMetric, Any]] = [
+        (chosen, metric)
         for chosen, metric in zip(job.chosen, made.metrics, strict=True)
         if "reference" in metric.needs and hasattr(metric, "extractor")
     ]
+    reused = _reuse(job, {key(metric.extractor) for _, metric in needed})
+    needed = [each for each in needed if key(each[1].extractor) not in reused]
     if not needed:
         return
-    loaded = [metric for chosen, metric in zip(job.chosen, made.metrics, strict=True) if chosen in needed]
-    work = ScoreWork(needed, job.device, job.out / REFERENCES, references_only=True, made=Made.of(loaded))
+    work = ScoreWork(
+        [chosen for chosen, _ in needed],
+        job.device,
+        job.out / REFERENCES,
+        references_only=True,
+        made=Made.of([metric for _, metric in needed]),
+    )
     plan = _plan(job.out / REFERENCE_UNITS, references_table(job.references))
     with progress("references", plan.rows, "images") as advance:
         run_units(plan, work, job.runner, advance)
+
+
+def _check_reuse(job: ScoreJob) -> None:
+    """Raise UserError if the result whose features are to be taken over has other references."""
+    if job.reuse is None:
+        return
+    theirs, own = job.reuse.info.references, job.references
+    if (theirs and theirs.id) != (own and own.id):
+        what = f"--reuse {job.reuse.folder} has other references"
+        raise UserError(what, "name a result with these references, or leave --reuse out")
+
+
+def _reuse(job: ScoreJob, keys: set[str]) -> set[str]:
+    """Take over features of the references by these extractors. Returns the keys of those that there were."""
+    if job.reuse is None:
+        return set()
+    there = {each.extractor for each in job.reuse.info.metrics if "reference" in each.needs}
+    for each in keys & there:
+        copy_features(job.reuse.folder / REFERENCES, job.out / REFERENCES, each)
+    return keys & there
 
 
 def _plan(folder: Path, table: pa.Table) -> UnitPlan:

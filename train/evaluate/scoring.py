@@ -8,7 +8,9 @@ features.
 from __future__ import annotations
 
 import math
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from uhr.base.errors import UserError
+from uhr.base.files import atomic
 from uhr.runtime.units import Watch, Work
 from uhr.train.evaluate.images import ImageRef, References
 from uhr.train.evaluate.prompts import EvalItem
@@ -202,6 +205,23 @@ class Made(NamedTuple):
 def features_name(key: str, first: int) -> str:
     """The file of the features of a unit whose first image has this index."""
     return f"{key[:16]}-{first:07d}.arrow"
+
+
+def copy_features(source: Path, target: Path, key: str) -> None:
+    """Take over the files of an extractor's features, as links where the file system has them. Raises
+    UserError if there are none.
+    """
+    files = sorted(source.glob(f"{key[:16]}-*.arrow"))
+    if not files:
+        raise UserError(f"{source} has no features any more", "name another result, or none")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        with atomic(target / file.name) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(file, temporary)
+            except OSError:
+                shutil.copyfile(file, temporary)
 
 
 def read_features(folder: Path, key: str) -> Features | None:

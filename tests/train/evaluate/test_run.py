@@ -332,3 +332,32 @@ def test_a_finished_result_takes_the_training_data_that_are_named_later(protocol
     assert (first["overlap"], again["overlap"]["prompts"]["count"]) == (None, 1)
     assert {**again, "overlap": None} == first
     assert score(protocol(metrics=OWN), images, "out")[1] == again
+
+
+def test_features_of_the_same_references_are_taken_from_another_result(protocol, folder, score):
+    file, references = protocol(), folder("references", range(10, 18))
+    options = ("--references", references)
+    first = score(file, folder("a"), "first", *options)[1]
+    images = folder("b", blur=5)
+    plain = score(file, images, "plain", *options)[1]
+    reused = score(file, images, "reused", *options, "--reuse", "first")[1]
+    assert reused["metrics"] == plain["metrics"] != first["metrics"]
+    names = sorted(each.name for each in Path("first/reference-features").iterdir())
+    assert sorted(each.name for each in Path("reused/reference-features").iterdir()) == names
+    assert all(Path("first/reference-features", name).stat().st_nlink == 2 for name in names)
+    (references / "0000.png").unlink()
+    code, _, err = score(file, images, "other", *options, "--reuse", "first")
+    assert (code, "--reuse first has other references" in err) == (1, True)
+    assert not Path("other").exists()
+    assert "does not exist" in score(file, images, "other", *options, "--reuse", "nothing")[2]
+
+
+def test_the_id_of_a_protocol_does_not_depend_on_where_weights_are(protocol):
+    from uhr.train.evaluate import protocol as protocols
+
+    def id_of(**options):
+        file = protocol(metrics=[{"metric": "own_metrics:Weighted", "options": options}])
+        return protocols.load(str(file)).protocol.id
+
+    assert id_of() == id_of(file="/here/weights.bin") == id_of(file="/there/weights.bin")
+    assert id_of(scale=2) != id_of()

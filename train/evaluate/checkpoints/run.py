@@ -95,27 +95,29 @@ def evaluate_checkpoints(job: CheckpointJob) -> dict[str, Any]:
 
     folder = RunFolder(job.out, LAYOUT)
     folder.claim()
-    results = {}
+    results: dict[int, Result] = {}
     for step in job.steps:
         print(f"checkpoint of step {step}", file=sys.stderr, flush=True)
-        results[step] = _evaluate(job, step)
+        results[step] = _evaluate(job, step, next(iter(results.values()), None))
     facts = _facts(job, results)
     write_json(job.out / FILE, facts)
     write_page(facts, job.out / PAGE)
     return facts
 
 
-def _evaluate(job: CheckpointJob, step: int) -> Result:
+def _evaluate(job: CheckpointJob, step: int, first: Result | None) -> Result:
     place = job.out / STEPS / f"{step:08d}"
     request = _request(job, place / "export", step)
     generate(request, job.items, place / "images", job.pool)
+    # all checkpoints have the same references
+    scoring: dict[str, Any] = {**job.scoring, "reuse": first or job.scoring.get("reuse")}
     return evaluate(
         job.protocol,
         job.items,
         place / "images",
         out=place / "result",
         trained_on=_data(job.run),
-        **job.scoring,
+        **scoring,
     )
 
 

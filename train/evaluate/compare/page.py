@@ -19,6 +19,7 @@ import yaml
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving
+from uhr.base.paths import path_text
 from uhr.train.evaluate.bootstrap import Difference
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
@@ -186,7 +187,7 @@ def _pictures(arms: Sequence[Arm], rows: Sequence[int], out: Path, budget: int) 
 def read_image(arm: Arm, row: int) -> tuple[np.ndarray, Path]:
     """The pixels of an image that was scored. Raises UserError if it is missing or has changed."""
     file = image_file(arm, row)
-    pixels, sha256, _ = ImageRef(str(file), str(file)).pixels()
+    pixels, sha256, _ = ImageRef(str(file), path_text(file)).pixels()
     if sha256 != arm.scores["sha256"][row].as_py():
         raise UserError(
             f"{file} has changed since it was scored", "score the images again with `uhr eval run`"
