@@ -41,7 +41,8 @@ class Sample:
 class ScoreColumn:
     """A number that a metric gives: its column's name, direction, meaning and range.
 
-    mean: how the values of a set are averaged.
+    mean: how the values of a set are averaged. weight: the column whose values weight this mean: of how many
+    answers, say, an image's value is the mean. An image of weight 0 has no value of its own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ScoreColumn:
     meaning: str
     range: str = ""
     mean: Literal["arithmetic", "harmonic"] = "arithmetic"
+    weight: str | None = None
 
 
 @dataclass(frozen=True)

@@ -203,17 +203,10 @@ class Function(_Own):
         function: str
 
     def __init__(self, options: Options) -> None:
-        import inspect
-
         self._function = load_object(options.function, "function")
         if not callable(self._function):
             raise UserError(f"{options.function} is not a function", "name one as package.module:name")
-        try:
-            file = inspect.getsourcefile(inspect.unwrap(self._function))
-        except TypeError:
-            file = None
-        hashes = {} if file is None else {"file": sha256_file(Path(file))}
-        super().__init__("function", options, {"function": options.function, **hashes})
+        super().__init__("function", options, {"function": options.function, **source_hash(self._function)})
 
     @classmethod
     def load(cls, options: Options, device: str = "cpu") -> Function:
@@ -230,3 +223,14 @@ class Function(_Own):
             reason = f"{type(error).__name__}: {one_line(error)[:200]}"
             raise UserError(f"{what} ({reason})", "see the function") from error
         return self.numbers(sample, found)
+
+
+def source_hash(function: Any) -> dict[str, str]:
+    """Return the SHA-256 of a function's source under `file`; nothing if it has none."""
+    import inspect
+
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        file = None
+    return {} if file is None else {"file": sha256_file(Path(file))}

@@ -28,6 +28,8 @@ NAMES: Mapping[str, str] = {
     "q-align": f"{_HERE}.no_reference:QAlignScore",
     "artimuse": f"{_HERE}.no_reference:Artimuse",
     "laion-aesthetics": f"{_HERE}.no_reference:LaionAesthetics",
+    "dpg-bench": f"{_HERE}.questions.dpg_bench:DpgBench",
+    "geneval2": f"{_HERE}.questions.geneval2:GenEval2",
     "psnr": f"{_HERE}.reconstruction:Psnr",
     "ssim": f"{_HERE}.reconstruction:Ssim",
     "lpips": f"{_HERE}.reconstruction:Lpips",

@@ -57,6 +57,7 @@ def interval(
     mean: Mean = "arithmetic",
     seed: int = 0,
     resamples: int = RESAMPLES,
+    weights: np.ndarray | None = None,
 ) -> Interval:
     """Return the mean of values with its interval.
 
@@ -65,12 +66,16 @@ def interval(
         prompts: int [N], the number of each image's prompt.
         mean: "harmonic" is N / sum(1 / x).
         seed: of the resampling: the same seed gives the same interval.
+        weights: float [N] >= 0, some of them positive, of an arithmetic mean; None for equal ones. Images of
+            weight 0 are left out.
     """
-    found = _means(values[:, None], prompts, mean, seed, resamples)
+    values, prompts, weights = _weighted(values[:, None], prompts, weights)
+    (value,) = _mean(values, mean, weights)
+    found = _means(values, prompts, mean, seed, resamples, weights)
     if found is None:
-        return Interval(_mean(values, mean), None, None)
+        return Interval(value, None, None)
     low, high = _ends(found[:, 0])
-    return Interval(_mean(values, mean), low, high)
+    return Interval(value, low, high)
 
 
 def difference(
@@ -80,15 +85,21 @@ def difference(
     mean: Mean = "arithmetic",
     seed: int = 0,
     resamples: int = RESAMPLES,
+    weights: np.ndarray | None = None,
 ) -> Difference:
-    """Return the difference of the means of b and a, float [N] each, of the same images in the same order."""
+    """Return the difference of the means of b and a, float [N] each, of the same images in the same order.
+
+    weights: as of `interval`, the same for both.
+    """
     import numpy as np
 
-    value = _mean(b, mean) - _mean(a, mean)
-    _, sizes, sums = _grouped(np.stack([a, b], axis=1), prompts)
+    values, prompts, weights = _weighted(np.stack([a, b], axis=1), prompts, weights)
+    one, other = _mean(values, mean, weights)
+    value = other - one
+    _, sizes, sums = _grouped(values, prompts, weights)
     each = sums / sizes[:, None]
     wins = float(np.mean((each[:, 1] > each[:, 0]) + 0.5 * (each[:, 1] == each[:, 0])))
-    found = _means(np.stack([a, b], axis=1), prompts, mean, seed, resamples)
+    found = _means(values, prompts, mean, seed, resamples, weights)
     if found is None:
         return Difference(value, None, None, wins)
     low, high = _ends(found[:, 1] - found[:, 0])
@@ -139,8 +150,25 @@ def student(degrees: int) -> float:
     )
 
 
-def _mean(values: np.ndarray, mean: Mean) -> float:
-    return float(values.mean()) if mean == "arithmetic" else float(len(values) / (1 / values).sum())
+def _weighted(
+    values: np.ndarray, prompts: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Values [N, C], prompts and weights without the images of weight 0."""
+    if weights is None:
+        return values, prompts, None
+    used = weights > 0
+    return values[used], prompts[used], weights[used]
+
+
+def _mean(values: np.ndarray, mean: Mean, weights: np.ndarray | None) -> list[float]:
+    """The mean of each column of values [N, C]."""
+    if weights is not None:
+        assert mean == "arithmetic", "harmonic means have no weights"
+        return (weights @ values / weights.sum()).tolist()
+    columns = values.T.copy()  # each as contiguous as a column alone: the same sum to the last digit
+    if mean == "arithmetic":
+        return [float(column.mean()) for column in columns]
+    return [float(len(column) / (1 / column).sum()) for column in columns]
 
 
 def _ends(means: np.ndarray) -> tuple[float, float]:
@@ -150,25 +178,33 @@ def _ends(means: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _grouped(values: np.ndarray, prompts: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """The number of prompts, the number of images of each, and the sums [prompts, C] of their values."""
+def _grouped(
+    values: np.ndarray, prompts: np.ndarray, weights: np.ndarray | None
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The number of prompts, the weight of each (without weights: its number of images), and the sums
+    [prompts, C] of their weighted values."""
     import numpy as np
 
     _, group = np.unique(prompts, return_inverse=True)
     count = int(group.max()) + 1
     sums = np.zeros((count, values.shape[1]))
-    np.add.at(sums, group, values)
-    return count, np.bincount(group, minlength=count), sums
+    np.add.at(sums, group, values if weights is None else values * weights[:, None])
+    return count, np.bincount(group, weights, minlength=count), sums
 
 
 def _means(
-    values: np.ndarray, prompts: np.ndarray, mean: Mean, seed: int, resamples: int
+    values: np.ndarray,
+    prompts: np.ndarray,
+    mean: Mean,
+    seed: int,
+    resamples: int,
+    weights: np.ndarray | None,
 ) -> np.ndarray | None:
     """The means [resamples, C] of resampled prompts; None if there are fewer than two prompts."""
     import numpy as np
 
     used = values if mean == "arithmetic" else 1 / values
-    count, sizes, sums = _grouped(used, prompts)
+    count, sizes, sums = _grouped(used, prompts, weights)
     if count < 2:
         return None
     rng = np.random.default_rng(seed)

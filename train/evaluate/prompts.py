@@ -157,11 +157,29 @@ def _of_text_files(path: Path) -> Iterator[_Prompt]:
         yield _Prompt(one_line(_text(file)), name=file.stem)
 
 
+def _of_dpg_bench(path: Path) -> Iterator[_Prompt]:
+    """The `dpg_bench.csv` of DPG-Bench: each prompt once, called by its item."""
+    from uhr.models.metrics.questions.files import read_dpg_bench
+
+    for item in read_dpg_bench(path):
+        yield _Prompt(item.prompt, name=item.name)
+
+
+def _of_geneval2(path: Path) -> Iterator[_Prompt]:
+    """The `geneval2_data.jsonl` of GenEval 2."""
+    from uhr.models.metrics.questions.files import read_geneval2
+
+    for item in read_geneval2(path):
+        yield _Prompt(item.prompt)
+
+
 _READERS = {
     "file": _of_file,
     "imagefolder": _of_imagefolder,
     "json-lists": _of_json_lists,
     "text-files": _of_text_files,
+    "dpg-bench": _of_dpg_bench,
+    "geneval2": _of_geneval2,
 }
 
 

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "protocols"
 VERSION = 1
 """Part of every id: it changes with the meaning of a protocol's keys."""
 
-Layout = Literal["file", "imagefolder", "json-lists", "text-files"]
+Layout = Literal["file", "imagefolder", "json-lists", "text-files", "dpg-bench", "geneval2"]
 
 
 def _parsed_size(value: Any) -> Any:

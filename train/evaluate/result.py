@@ -32,7 +32,8 @@ class ColumnResult(Config):
         spread: a standard deviation or error, of metrics of sets; `spread_of` says of what.
         left_out: of metrics of sets, the values without the images of each group of prompts
             (`bootstrap.groups_of`), for paired differences; None if the metric has none, or of few prompts.
-        n: images, or rows of features of the smaller set.
+        weight: the column of `scores.parquet` that weights the mean; images of weight 0 have no value.
+        n: images that have a value, or rows of features of the smaller set.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ColumnResult(Config):
     spread: float | None = None
     spread_of: str | None = None
     left_out: tuple[float, ...] | None = None
+    weight: str | None = None
     n: int
 
 

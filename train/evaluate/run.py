@@ -362,19 +362,28 @@ def _metric_result(
 
 def _image_columns(job: ScoreJob, metric: Any, table: pa.Table, groups: np.ndarray) -> list[ColumnResult]:
     found = []
+    # a number of answers is a fact of the prompt, and no result
+    own = {column.weight for column in metric.columns}
     for column in metric.columns:
+        if column.name in own:
+            continue
         values = table[column.name].to_numpy()
-        mean = bootstrap.interval(values, groups, column.mean, job.seed, job.resamples)
+        weights = None if column.weight is None else table[column.weight].to_numpy()
+        count = len(values) if weights is None else int((weights > 0).sum())
+        mean = None
+        if count:
+            mean = bootstrap.interval(values, groups, column.mean, job.seed, job.resamples, weights)
         found.append(
             ColumnResult(
                 name=column.name,
                 better=column.better,
                 meaning=column.meaning,
                 mean=column.mean,
-                value=mean.value,
-                low=mean.low,
-                high=mean.high,
-                n=len(values),
+                value=None if mean is None else mean.value,
+                low=None if mean is None else mean.low,
+                high=None if mean is None else mean.high,
+                weight=column.weight,
+                n=count,
             )
         )
     return found

@@ -113,7 +113,7 @@ def print_metrics(rows: list[dict[str, Any]], whole: bool) -> None:
         say(f"  of each {row['kind']}; needs {_listed(row['needs']) or 'the image alone'}; {row['source']}")
         say(f"  licence: {row['licence']}")
         for option, default in row["options"].items():
-            where = row["weights"].get(option)
+            where = {**row["weights"], **row["optional"]}.get(option)
             say(f"  {option}{f': {where}' if where else f' = {default}'}")
 
 

@@ -5,6 +5,7 @@ Weights are scaled up, so that two images get scores that differ by more than th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -172,9 +173,9 @@ def byte_tokenizer(folder: Path, whole: list[str], special: list[str]):
     return tokenizer
 
 
-def artimuse(folder: Path) -> Path:
+def artimuse(folder: Path, words: Sequence[str] = ()) -> Path:
     """An InternVLChatModel checkpoint as ArtiMuse publishes it, in two shards: names and configuration of the
-    original class, random numbers.
+    original class, random numbers. `words` are single tokens besides those of its scores.
     """
     import json
 
@@ -186,7 +187,7 @@ def artimuse(folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     special = ["<img>", "</img>", "<IMG_CONTEXT>"]
-    tokenizer = byte_tokenizer(folder, list(WORDS), special)
+    tokenizer = byte_tokenizer(folder, [*WORDS, *words], special)
     text = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

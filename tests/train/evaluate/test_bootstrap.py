@@ -94,3 +94,15 @@ def test_the_images_of_a_prompt_are_in_one_group():
     assert set(groups) == set(range(20))
     assert groups_of(np.array([4, 4, 7])) is None
     assert list(groups_of(np.array([4, 7, 9, 4]))) == [0, 1, 2, 0]
+
+
+def test_a_weight_counts_an_image_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    a, b, weights = rng.normal(size=(2, 40)), rng.normal(size=40), rng.integers(0, 4, 40)
+    prompts = np.arange(40) // 2
+    many = np.repeat(prompts, weights)
+    for one in a:
+        found = interval(one, prompts, weights=weights.astype(float))
+        assert found == pytest.approx(interval(np.repeat(one, weights), many))
+        compared = difference(one, b, prompts, weights=weights.astype(float))
+        assert compared == pytest.approx(difference(np.repeat(one, weights), np.repeat(b, weights), many))

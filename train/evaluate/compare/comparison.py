@@ -210,7 +210,8 @@ def _differences(arms: Sequence[Arm], column: ColumnResult, metric: MetricResult
         a, b = (np.asarray(each.scores[column.name]) for each in (first, arm))
         prompts = np.asarray(first.scores["prompt_index"])
         info = first.info
-        found.append(bootstrap.difference(a, b, prompts, column.mean, info.seed, info.resamples))
+        weights = None if column.weight is None else np.asarray(first.scores[column.weight])
+        found.append(bootstrap.difference(a, b, prompts, column.mean, info.seed, info.resamples, weights))
     return found
 
 

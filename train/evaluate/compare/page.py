@@ -268,7 +268,11 @@ def _apart(values: Sequence[float | None]) -> float | None:
 
 
 def _score(arm: Arm, name: str, row: int) -> float | None:
-    return arm.scores[name][row].as_py() if arm.column(name) is not None else None
+    """The value of an image; None if there is none, or if its weight in the mean is 0."""
+    column = arm.column(name)
+    if column is None or (column.weight is not None and not arm.scores[column.weight][row].as_py()):
+        return None
+    return arm.scores[name][row].as_py()
 
 
 def _data(row: Mapping[str, Any], pictures: Sequence[_Picture]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class ExperimentColumn(Config):
 
 
 def columns(arms: Mapping[str, Sequence[Arm]], trained: Mapping[str, bool]) -> list[ExperimentColumn]:
-    """Compute all numbers.
+    """Compute all numbers, without those of categories of questions, which weight images differently.
 
     Args:
         arms: by the name of an arm, its results: one per training seed. trained: whether it is trained.
@@ -72,7 +72,11 @@ def columns(arms: Mapping[str, Sequence[Arm]], trained: Mapping[str, bool]) -> l
     Raises UserError if their numbers cannot be compared.
     """
     every = [result for results in arms.values() for result in results]
-    return [_column(column, arms, trained) for column in compare(every).columns]
+    weighted = {
+        name for result in every for name, (_, column) in result.info.columns().items() if column.weight
+    }
+    kept = [column for column in compare(every).columns if column.name not in weighted]
+    return [_column(column, arms, trained) for column in kept]
 
 
 def _column(
