@@ -208,7 +208,10 @@ def generate_(
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         say(f"{shown(made.out)}: {console.counted(counts['made'], 'image')}{failed}")
         if not counts["failed"]:
-            command = console.command("eval", "run", name, "--images", out, "--out", "RESULT")
+            same: list[Any] = [] if prompts is None else ["--prompts", prompts]
+            same += [] if first is None else ["--first", first]
+            same += [word for value in sets or () for word in ("--set", value)]
+            command = console.command("eval", "run", name, *same, "--images", out, "--out", "RESULT")
             say(f"next: {command}")
 
     console.emit(made.facts(), as_json, show)

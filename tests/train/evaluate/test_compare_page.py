@@ -142,3 +142,28 @@ def test_an_image_that_changed_or_is_gone_is_one_line(page_folder, uhr, tmp_path
     assert (code, "1.png cannot be used" in err, (tmp_path / "page.html").exists()) == (1, True, False)
     shutil.copy(tmp_path / "kept" / "1.png", file)
     assert "is a folder" in uhr("eval", "compare", *given[:2], "--out", tmp_path)[2]
+
+
+def test_a_narrow_dark_window_can_be_read(open_page, browser):
+    with browser.page(390, 844) as page:
+        page.dark()
+        open_page(page)
+        assert not page.is_wider_than_its_window()
+        # a name is not broken after every letter
+        assert (
+            page.run(
+                "Math.max(...[...document.querySelectorAll('#values tr')].map((one) => one.offsetHeight))"
+            )
+            < 150
+        )
+        colours = page.run(
+            "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name])"
+        )
+        ink, ground = (sum(map(int, each[4:-1].split(","))) for each in colours)
+        assert ink > 600 > 150 > ground
+        page.click(".open")
+        top, bottom = page.run(
+            "[...document.querySelectorAll('.pane')].map((one) => one.getBoundingClientRect().top)"
+        )
+        assert bottom > top
+        assert page.faults == []
