@@ -15,6 +15,12 @@ from uhr.base.files import disk_fault
 _PICKLED = re.compile(r"(\w+_)?model(-\d+-of-\d+)?\.bin")
 """Names of pickled weights, as transformers, diffusers and open_clip write them."""
 
+_MODEL_CONFIGS = ("config.json", "open_clip_config.json")
+"""Names of the configuration beside a model's weights. Schedulers and tokenizers have other names."""
+
+_SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open_clip_model.safetensors")
+"""Names that weights may have in their place."""
+
 
 def snapshot(
     repository: str,
@@ -69,18 +75,20 @@ def _pickles(repository: str, revision: str | None, patterns: Sequence[str], fol
     in the downloaded `folder` that has no safetensors, where `patterns` ask for weights.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     bare = {
         file.parent.relative_to(folder).as_posix()
-        for file in folder.rglob("*config.json")
+        for config in _MODEL_CONFIGS
+        for file in folder.rglob(config)
         if not list(file.parent.glob("*.safetensors"))
     }
+    # to list the files takes a request, and half a minute without a network
+    bare = {place for place in bare if any(_wanted(f"{place}/{name}", patterns) for name in _SAFE)}
     if not bare:
         return []
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
-    except (HfHubHTTPError, OSError):
+    except _network_errors():
         # without a network the cache has what it has
         return []
     found = [each for each in names if _PICKLED.fullmatch(Path(each).name)]
@@ -88,8 +96,24 @@ def _pickles(repository: str, revision: str | None, patterns: Sequence[str], fol
         name
         for name in found
         if Path(name).parent.as_posix() in bare
-        and any(fnmatch.fnmatch(f"{name.removesuffix('bin')}safetensors", each) for each in patterns)
+        and _wanted(f"{name.removesuffix('bin')}safetensors", patterns)
     ]
+
+
+def _wanted(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name.removeprefix("./"), each) for each in patterns)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises if the hub cannot be reached or refuses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        import httpx
+    except ImportError:
+        # versions before 1.0 use requests, whose errors are OSErrors
+        return HfHubHTTPError, OSError
+    return HfHubHTTPError, OSError, httpx.HTTPError
 
 
 def described(repository: str, revision: str | None) -> tuple[str, str | None]:
@@ -109,7 +133,7 @@ def described(repository: str, revision: str | None) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _hub_errors(repository: str, name: str, cached: bool) -> Generator[None]:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
     try:
         yield
@@ -123,7 +147,7 @@ def _hub_errors(repository: str, name: str, cached: bool) -> Generator[None]:
         if cached:
             raise UserError(what, f"if you want it from the hub, name it: --model {name}") from error
         raise UserError(f"{what}, and the hub cannot be reached", "check the path, or the network") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (*_network_errors(), ValueError) as error:
         if (reason := disk_fault(error)) is not None:
             fix = "free space, or set HF_HOME to a folder of another disk"
             raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error
