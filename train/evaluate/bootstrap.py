@@ -19,6 +19,10 @@ LEVEL = 0.95
 GROUPS = 20
 """Groups of prompts that are left out, one at a time."""
 
+LEAST_PROMPTS = 6
+"""With fewer prompts no difference is called clear: 5 of them all differ in one direction by chance in one case
+of 16, and percentile intervals are too narrow."""
+
 _AT_ONCE = 250
 """Resamples that are computed at once: with 10,000 prompts, 20 MB of counts."""
 
@@ -38,17 +42,21 @@ class Difference(NamedTuple):
 
     wins: the share of prompts on which b's value is larger; equal values count half. None for metrics of
         sets, which no single prompt has a value of.
+    prompts: how many there are, or groups of them.
     """
 
     value: float
     low: float | None
     high: float | None
     wins: float | None
+    prompts: int
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval excludes 0, with at least `LEAST_PROMPTS` prompts."""
+        if self.low is None or self.high is None or self.prompts < LEAST_PROMPTS:
+            return False
+        return self.low > 0 or self.high < 0
 
 
 def interval(
@@ -96,14 +104,14 @@ def difference(
     values, prompts, weights = _weighted(np.stack([a, b], axis=1), prompts, weights)
     one, other = _mean(values, mean, weights)
     value = other - one
-    _, sizes, sums = _grouped(values, prompts, weights)
+    count, sizes, sums = _grouped(values, prompts, weights)
     each = sums / sizes[:, None]
     wins = float(np.mean((each[:, 1] > each[:, 0]) + 0.5 * (each[:, 1] == each[:, 0])))
     found = _means(values, prompts, mean, seed, resamples, weights)
     if found is None:
-        return Difference(value, None, None, wins)
+        return Difference(value, None, None, wins, count)
     low, high = _ends(found[:, 1] - found[:, 0])
-    return Difference(value, low, high, wins)
+    return Difference(value, low, high, wins, count)
 
 
 def groups_of(prompts: np.ndarray) -> np.ndarray | None:
@@ -133,7 +141,7 @@ def jackknife_difference(
     count = len(apart)
     error = float(np.sqrt((count - 1) / count * ((apart - apart.mean()) ** 2).sum()))
     half = student(count - 1) * error
-    return Difference(b - a, b - a - half, b - a + half, None)
+    return Difference(b - a, b - a - half, b - a + half, None, count)
 
 
 def student(degrees: int) -> float:

@@ -69,6 +69,14 @@ def test_the_seed_decides_the_interval_and_one_prompt_has_none():
     assert difference(values, values + 1, np.zeros(20, int)).clear is False
 
 
+def test_of_few_prompts_no_difference_is_called_clear():
+    """Five differences of one sign come by chance in one case of 16, and have an interval that excludes 0."""
+    for prompts, clear in ((2, False), (5, False), (6, True)):
+        found = difference(np.zeros(20), np.ones(20) + np.arange(20) / 9, np.arange(20) % prompts)
+        assert found.low > 0
+        assert (found.prompts, found.clear) == (prompts, clear)
+
+
 def test_the_jackknife_of_means_is_students_interval_of_paired_differences():
     rng = np.random.default_rng(0)
     a = rng.normal(0, 10, 20)

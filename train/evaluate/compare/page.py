@@ -20,7 +20,7 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving
 from uhr.base.paths import path_text
-from uhr.train.evaluate.bootstrap import Difference
+from uhr.train.evaluate.bootstrap import LEAST_PROMPTS, Difference
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
 from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file, spaced
@@ -91,6 +91,7 @@ def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
         "protocol": found.protocol,
         "info": info,
         "percent": percent,
+        "least": LEAST_PROMPTS,
         "arms": found.arms,
         "columns": [_column(found, column) for column in found.columns],
         "differences": [one for column in found.columns for one in _differences(found, column)],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
+from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.comparison import ComparedColumn, Comparison
 from uhr.train.evaluate.overlap import describe
@@ -31,7 +32,8 @@ def print_comparison(found: Comparison) -> None:
         if any(column.differences)
     ]
     if paired:
-        say(f"\npaired differences from {found.arms[0].name} over the same prompts; * excludes 0")
+        say(f"\npaired differences from {found.arms[0].name} over the same prompts")
+        say(f"*: the interval excludes 0, of {LEAST_PROMPTS} or more prompts")
         table(("value", "", *(arm.name for arm in found.arms[1:])), paired)
     for line in _notes(found):
         say(line)
