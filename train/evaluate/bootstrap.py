@@ -20,8 +20,8 @@ GROUPS = 20
 """Groups of prompts that are left out, one at a time."""
 
 LEAST_PROMPTS = 6
-"""With fewer prompts no difference is called clear: 5 of them all differ in one direction by chance in one case
-of 16, and percentile intervals are too narrow."""
+"""With fewer prompts no difference is called clear: 5 of them all differ in one direction by chance in one
+case of 16, and percentile intervals are too narrow."""
 
 _AT_ONCE = 250
 """Resamples that are computed at once: with 10,000 prompts, 20 MB of counts."""

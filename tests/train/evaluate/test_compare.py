@@ -42,7 +42,7 @@ def test_differences_are_paired_over_prompts(two, uhr):
     assert found["wins"] is None
     same = json.loads(uhr("eval", "compare", "a", "again=a", "--json")[1])
     (of_sets,) = [column for column in same["columns"] if column["kind"] == "set"]
-    assert of_sets["differences"][1] == {"value": 0, "low": 0, "high": 0, "wins": None}
+    assert of_sets["differences"][1] == {"value": 0, "low": 0, "high": 0, "wins": None, "prompts": 6}
 
 
 def test_the_table_is_printed_for_people_and_for_papers(two, uhr):
