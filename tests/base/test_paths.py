@@ -87,7 +87,6 @@ def refused(
 
 
 LOCAL = """
-manifest report m --out ADDRESS
 train encode ADDRESS --model x --out o
 train encode m --model x --out ADDRESS
 train run lora --model x --data ADDRESS --out o
@@ -127,6 +126,8 @@ manifest lineage ADDRESS
 manifest slice ADDRESS --out o
 manifest slice m --out ADDRESS
 manifest report ADDRESS
+manifest report m --out ADDRESS
+manifest export m --to folder --out ADDRESS
 """
 
 
