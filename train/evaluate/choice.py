@@ -11,6 +11,7 @@ import yaml
 from uhr.base.console import counted, warn
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
+from uhr.models.scores.weights import Weights
 from uhr.train.evaluate.protocol import EvalProtocol, MetricUse
 from uhr.train.evaluate.result import MissingMetric
 from uhr.train.evaluate.scoring import ChosenMetric
@@ -122,8 +123,11 @@ def _reason(use: MetricUse, options: Mapping[str, Any], references: str | None) 
         if options.get(option, default) is None:
             given = f"METRIC.{option}=PATH" if len(made.about.weights) > 1 else "METRIC=PATH"
             return f"its weights are not named (--weights {given}; `uhr eval metrics` says which)"
-        if isinstance(value := options.get(option), str) and _is_missing(value):
-            raise UserError(f"--weights {use.name}: {value} does not exist", "name the weights")
+        if isinstance(value := options.get(option), str) and _names_a_file(value):
+            try:
+                Weights.parse(value)
+            except UserError as error:
+                raise UserError(f"--weights {use.name}: {error.what}", error.fix) from None
     if "reference" not in made.needs:
         return None
     if references is None:
@@ -133,6 +137,6 @@ def _reason(use: MetricUse, options: Mapping[str, Any], references: str | None) 
     return None
 
 
-def _is_missing(value: str) -> bool:
-    """Whether a value is a path that does not exist."""
-    return ("/" in value or Path(value).suffix != "") and not user_path(value).exists()
+def _names_a_file(value: str) -> bool:
+    """Whether a value is a path or a hub id, and not the name of a backbone."""
+    return "/" in value or Path(value).suffix != ""

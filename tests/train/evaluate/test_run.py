@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from uhr.base.errors import UserError
 from uhr.models.metrics.base import Sample
 from uhr.models.metrics.features import Features
 from uhr.models.metrics.registry import metric
 from uhr.pixels.decode import png
+from uhr.train.evaluate import choice
+from uhr.train.evaluate.protocol import MetricUse
 
 from .conftest import picture
 
@@ -100,13 +103,21 @@ def test_missing_metrics_are_named_and_left_out_only_on_request(protocol, folder
     code, result, _ = score(file, images, "more", "--weights", "weighted=weights.bin", "--allow-missing")
     assert [each["metric"] for each in result["missing"]] == ["random-frechet"]
     for given, says in (
-        ("weighted=nothing.bin", "does not exist"),
+        ("weighted=nothing.bin", "the weights 'nothing.bin' do not exist"),
         ("wieghted=weights.bin", "did you mean weighted"),
         ("glcm=weights.bin", "has 0 options for weights"),
         ("weighted.scale=2", "unknown option for weights 'scale'"),
         ("weighted", "write METRIC=PATH"),
     ):
         assert says in score(file, images, "again", "--weights", given, "--allow-missing")[2]
+
+
+def test_weights_may_be_named_by_a_hub_id():
+    """Nothing is downloaded when metrics are chosen."""
+    use = MetricUse(metric="pick-score")
+    assert choice._reason(use, {"weights": "org/name@main"}, None) is None
+    with pytest.raises(UserError, match=r"--weights pick-score: the weights '\./no/name' do not exist"):
+        choice._reason(use, {"weights": "./no/name"}, None)
 
 
 def broken(folder, kind):
