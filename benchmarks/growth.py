@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import hard_links, header_plan, small_images
+from benchmarks.curation.engines import hard_links, header_plan, small_images
 from uhr.base.console import say, table
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from benchmarks.gray_pass import real_images
+from benchmarks.curation.gray_pass import real_images
 from uhr.base.console import say, table
 from uhr.curate.measures.resolution import upscale_ratio
 from uhr.pixels.decode import decode

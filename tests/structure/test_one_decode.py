@@ -29,8 +29,8 @@ EXCEPTIONS = {
     "uhr/demo/run.py": "compares two images that the demo itself has just written",
     "uhr/demo/faults.py": "makes damaged files of the photographs that scikit-image installs",
     "benchmarks/duplicates.py": "decodes the JPEG variants that the benchmark has just encoded",
-    "benchmarks/guards.py": "the decoder alone, that guards are measured against",
-    "benchmarks/gray_pass.py": "the peers that the decoder is measured against",
+    "benchmarks/curation/guards.py": "the decoder alone, that guards are measured against",
+    "benchmarks/curation/gray_pass.py": "the peers that the decoder is measured against",
 }
 """Files outside of `uhr/pixels/` that decode something, and why that is no image of a stranger."""
 

@@ -1,6 +1,6 @@
 """Curation against other programs, on the same files in the same run: guards, the size filter, hashes.
 
-    python -m benchmarks.peers --python PEER/bin/python [--images FOLDER] [--rounds N]
+    python -m benchmarks.curation.peers --python PEER/bin/python [--images FOLDER] [--rounds N]
 
 The peers (cleanvision, py-data-juicer, imagehash) need not be installed beside uhr: `--python` is an
 interpreter that has some of them, and may be given several times. A peer that none of them has is reported as
@@ -195,7 +195,7 @@ def compare(
 
 def options(arguments: list[str]) -> argparse.Namespace:
     """Parse the options of the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curation.peers")
     parser.add_argument("--python", action="append", default=[], help="an interpreter that has peers")
     parser.add_argument("--images", type=Path, help="a folder of images only; default: those of the demo")
     parser.add_argument("--rounds", type=int, default=3)

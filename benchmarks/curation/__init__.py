@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import engines, gray_pass, guards, peers
 from uhr.base.console import say
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the numbers of each part and whether each claim holds; exit code 1 if one does not."""
+    from benchmarks.curation import engines, gray_pass, guards, peers
+
     options = peers.options([] if arguments is None else arguments)
     found = gray_pass.claims()
     for claim in engines.CLAIMS:
@@ -27,7 +28,3 @@ def main(arguments: list[str] | None = None) -> None:
     for text, holds in found.items():
         say(f"{'holds' if holds else 'FAILS'}  {text}")
     sys.exit(0 if all(found.values()) else 1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """The engines: header-only throughput of worker processes, and Ray against them on the same work.
 
-python -m benchmarks.engines
+python -m benchmarks.curation.engines
 
 Images are hard links to a few files, so that every file is a row of its own and the disk plays no part.
 Runs are whole ones, from the listing to the committed manifest and its report, and interleaved; the best of

@@ -1,6 +1,6 @@
 """Guards with previews and views against a bare `cv2.imdecode` of the same bytes, per core, on JPEG files.
 
-    python -m benchmarks.guards [--images FOLDER] [--rounds N]
+    python -m benchmarks.curation.guards [--images FOLDER] [--rounds N]
 
 Both run in one process that is set up as the engine's workers are: one thread, freed memory kept. For each
 image they take turns, and the best of several rounds counts, in processor seconds. Ours reads the file,
@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.gray_pass import real_images
-from benchmarks.peers import GUARDS
+from benchmarks.curation.gray_pass import real_images
+from benchmarks.curation.peers import GUARDS
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig
@@ -125,7 +125,7 @@ def _jpegs(images: Path | None, scratch: Path) -> list[Path]:
 
 def options(arguments: list[str]) -> argparse.Namespace:
     """Parse the options of the comparison."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.guards")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curation.guards")
     parser.add_argument("--images", type=Path, help="a folder with JPEG files; default: those of gray_pass")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """The exact gray pass of curation against the published filter, per core, on real images and generated 4K.
 
-    python -m benchmarks.gray_pass
+    python -m benchmarks.curation.gray_pass
 
 Both methods start from the same bytes, each on one thread of a process of its own: the published one's is
 plain, ours is set up as the engine's workers are. They take turns; of each image the best of several runs
