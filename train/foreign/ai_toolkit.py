@@ -9,6 +9,8 @@ from typing import Any
 from uhr.base.config import read_yaml
 from uhr.base.errors import UserError
 from uhr.train.foreign.settings import (
+    CACHED,
+    NOT_AUGMENTED,
     OPTIMISERS,
     SCHEDULES,
     Foreign,
@@ -24,8 +26,6 @@ from uhr.train.foreign.settings import (
 
 PROGRAM = "ai-toolkit"
 
-_CACHE = absent("latents and texts are always encoded once, to disk")
-_AUGMENT = absent("images are encoded once: there is no augmentation")
 
 PROCESS_KEYS: Mapping[str, Key] = {
     "type": Key("uhr train run"),
@@ -97,12 +97,12 @@ DATASET_KEYS: Mapping[str, Key] = {
     "is_reg": absent("there are no regularisation images; a data set of its own with objective distillation"),
     "shuffle_tokens": absent("captions are encoded once, as they are"),
     "token_dropout_rate": absent("captions are encoded once, as they are"),
-    "cache_latents_to_disk": _CACHE,
-    "cache_latents": _CACHE,
-    "cache_text_embeddings": _CACHE,
-    "flip_x": _AUGMENT,
-    "flip_y": _AUGMENT,
-    "random_crop": _AUGMENT,
+    "cache_latents_to_disk": CACHED,
+    "cache_latents": CACHED,
+    "cache_text_embeddings": CACHED,
+    "flip_x": NOT_AUGMENTED,
+    "flip_y": NOT_AUGMENTED,
+    "random_crop": NOT_AUGMENTED,
     "mask_path": absent("--set mask=COLUMN of uhr train encode"),
     "control_path": absent("models for editing are not trained here"),
     "buckets": Key("buckets are always used"),

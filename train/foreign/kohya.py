@@ -10,6 +10,8 @@ from typing import Any
 
 from uhr.base.errors import UserError, one_line
 from uhr.train.foreign.settings import (
+    CACHED,
+    NOT_AUGMENTED,
     OPTIMISERS,
     SCHEDULES,
     Foreign,
@@ -30,8 +32,6 @@ FOLDER = re.compile(r"(\d+)_(.+)")
 """A subfolder of `--train_data_dir`: repeats and class tokens."""
 
 _CAPTIONS = absent("captions are encoded once, as they are")
-_AUGMENT = absent("images are encoded once: there is no augmentation")
-_CACHE = absent("latents and texts are always encoded once, to disk")
 
 SUBSET_KEYS: Mapping[str, Key] = {
     "image_dir": Key("a source of the pipeline"),
@@ -48,10 +48,10 @@ SUBSET_KEYS: Mapping[str, Key] = {
     "caption_dropout_rate": Key("caption_dropout", real),
     "caption_dropout_every_n_epochs": absent("caption_dropout is a share of all samples"),
     "caption_tag_dropout_rate": _CAPTIONS,
-    "flip_aug": _AUGMENT,
-    "color_aug": _AUGMENT,
-    "random_crop": _AUGMENT,
-    "face_crop_aug_range": _AUGMENT,
+    "flip_aug": NOT_AUGMENTED,
+    "color_aug": NOT_AUGMENTED,
+    "random_crop": NOT_AUGMENTED,
+    "face_crop_aug_range": NOT_AUGMENTED,
     "alpha_mask": absent("--set mask=alpha of uhr train encode"),
 }
 """Keys of subsets; those of `[general]` and `[[datasets]]` too, which are their defaults."""
@@ -97,10 +97,10 @@ TRAINING_KEYS: Mapping[str, Key] = {
     "loss_type": absent("the objective is mean squared error"),
     "fp8_base": absent("--set runtime.quantize=float8wo"),
     "blocks_to_swap": absent("--set runtime.offload=blocks"),
-    "cache_latents": _CACHE,
-    "cache_latents_to_disk": _CACHE,
-    "cache_text_encoder_outputs": _CACHE,
-    "cache_text_encoder_outputs_to_disk": _CACHE,
+    "cache_latents": CACHED,
+    "cache_latents_to_disk": CACHED,
+    "cache_text_encoder_outputs": CACHED,
+    "cache_text_encoder_outputs_to_disk": CACHED,
     "clip_l": absent("--model is a whole model, or --comfyui"),
     "t5xxl": absent("--model is a whole model, or --comfyui"),
     "ae": absent("--model is a whole model, or --comfyui"),

@@ -37,6 +37,10 @@ def absent(reason: str) -> Key:
     return Key(reason=reason)
 
 
+CACHED = absent("latents and texts are always encoded once, to disk")
+NOT_AUGMENTED = absent("images are encoded once: there is no augmentation")
+
+
 @dataclass(frozen=True)
 class ForeignSource:
     """A folder of images. `caption` is that of images without one of their own, `repeats` how often each is
