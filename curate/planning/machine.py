@@ -10,13 +10,20 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.curate.planning.planned import PlannedStage
-from uhr.manifests.sources.base import Source
+from uhr.manifests.schema import SOURCE_NAME
+from uhr.manifests.sources.base import Item, Source
 from uhr.models.llm.chat import KEY
 from uhr.pixels.types import PixelFault
 from uhr.runtime.units import UnitPlan
 
 TRIED = 64
-"""How many items are tried until one can be read."""
+"""How many items are tried until one of each source can be read."""
+
+UNITS = 8
+"""How many units are searched for such items, evenly over all of them."""
+
+HOSTS = 8
+"""How many hosts of a source that fetches are contacted, until one answers."""
 
 
 @dataclass(frozen=True)
@@ -24,27 +31,45 @@ class Facts:
     """What the machine has where the run was started.
 
     weights and files: hashes by stage and name. secrets: names of environment variables that are set.
-    item: one that can be read there; None if it must not be tried.
+    items: of each source one that can be read there. hosts: of each source that fetches, items from different
+    hosts.
     """
 
     weights: Mapping[str, str]
     files: Mapping[str, str]
     secrets: tuple[str, ...] = ()
-    item: Mapping[str, Any] | None = None
+    items: tuple[Mapping[str, Any], ...] = ()
+    hosts: tuple[Mapping[str, Any], ...] = ()
 
 
 def facts_of(
     stages: Sequence[PlannedStage[Any]], source: Source | None = None, plan: UnitPlan | None = None
 ) -> Facts:
-    """Return the facts of these stages on this machine, and an item of the plan that the source can read."""
+    """Return the facts of these stages on this machine, and items of the plan that the source can read."""
     asks = any(getattr(planned.stage.params, "server", None) is not None for planned in stages)
     secrets = (KEY,) if asks and os.environ.get(KEY) else ()
-    item = None
-    # what a source fetches is fetched once, and not for a check
-    if source is not None and plan is not None and plan.count and not source.fetches:
-        items = plan.items(0).slice(0, TRIED).to_pylist()
-        item = next((each for each in items if _fault(source, each) is None), None)
-    return Facts(_hashes(stages, "weight_hashes"), _hashes(stages, "contents"), secrets, item)
+    items, hosts = ((), ()) if source is None or plan is None else _samples(source, plan)
+    return Facts(_hashes(stages, "weight_hashes"), _hashes(stages, "contents"), secrets, items, hosts)
+
+
+def _samples(source: Source, plan: UnitPlan) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Return `Facts.items` and `Facts.hosts`."""
+    readable: dict[object, Item] = {}
+    hosts: dict[object, dict[str, Item]] = {}
+    tried = 0
+    for unit in sorted({number * plan.count // UNITS for number in range(UNITS)} if plan.count else ()):
+        for each in plan.items(unit).slice(0, TRIED).to_pylist():
+            name = each.get(SOURCE_NAME.name)
+            if source.part(each).fetches:
+                # what a source fetches is fetched once, and not for a check
+                lane, own = source.lane(each), hosts.setdefault(name, {})
+                if lane is not None and each.get("fault") is None and len(own) < HOSTS:
+                    own.setdefault(lane, each)
+            elif name not in readable and tried < TRIED:
+                tried += 1
+                if _fault(source, each) is None:
+                    readable[name] = each
+    return tuple(readable.values()), tuple(item for own in hosts.values() for item in own.values())
 
 
 def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | None = None) -> None:
@@ -75,11 +100,20 @@ def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | No
                 )
     if source is not None:
         source.check()
-        if facts.item is not None and (fault := _fault(source, facts.item)) is not None:
-            raise UserError(
-                f"{facts.item['uri']} of the source {source.place} cannot be read ({fault})",
-                "mount the source there at the same path, or give it the credentials",
-            )
+        for item in facts.items:
+            if (fault := _fault(source, item)) is not None:
+                raise UserError(
+                    f"{item['uri']} of the source {source.part(item).place} cannot be read ({fault})",
+                    "mount the source there at the same path, or give it the credentials",
+                )
+        named: dict[object, list[Item]] = {}
+        for item in facts.hosts:
+            named.setdefault(item.get(SOURCE_NAME.name), []).append(item)
+        for items in named.values():
+            part = source.part(items[0])
+            if (fault := part.contact(items)) is not None:
+                what = f"nothing can be fetched for the source {part.place}: {fault}"
+                raise UserError(what, "let this machine reach the hosts of the list")
 
 
 def libraries(stages: Sequence[PlannedStage[Any]]) -> Collection[str]:

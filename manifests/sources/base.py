@@ -255,6 +255,16 @@ class Source(Config, ABC):
         """
         return None
 
+    def part(self, item: Item) -> Source:
+        """Return the source that an item is of, where this one has several."""
+        return self
+
+    def contact(self, items: Sequence[Item]) -> str | None:
+        """Say that none of the hosts answers from which a source that `fetches` has these items; None if one
+        does. No item is fetched.
+        """
+        return None
+
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, many at a time, if the source `fetches`. Raises nothing: what fails is a fault
         of the item's Blob.

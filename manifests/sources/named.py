@@ -59,6 +59,9 @@ class Named(Source):
     def lane(self, item: Item) -> str | None:
         return self._source_of(item).lane(item)
 
+    def part(self, item: Item) -> Source:
+        return self._source_of(item)
+
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         by_name: dict[str, list[Item]] = {}
         for item in items:

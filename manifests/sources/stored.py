@@ -223,6 +223,9 @@ class Stored(Source):
     def lane(self, item: Item) -> str | None:
         return None if self.holds(item.get("content_hash")) else self.source.lane(item)
 
+    def part(self, item: Item) -> Source:
+        return self.source.part(item)
+
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         self.source.prefetch([item for item in items if not self.holds(item.get("content_hash"))], fetch)
 

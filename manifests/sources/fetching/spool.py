@@ -33,6 +33,8 @@ LONGEST_ROBOTS = 512 * 1024
 ROBOTS_AGAIN = 60.0
 """Seconds after which a robots.txt that could not be read is requested again."""
 
+CONTACT_TIMEOUT = 5.0
+"""Seconds without a byte after which a host does not answer that is only contacted."""
 
 COPIES = 256
 """The most files of a store of which a process has a copy at one time."""
@@ -199,29 +201,59 @@ class Spool:
 
         Raises NotFetched if it cannot be read: then nothing is allowed, as RFC 9309 says.
         """
-        parts = urllib.parse.urlsplit(url)
-        site = f"{parts.scheme}://{parts.netloc}".lower()
-        file = self._shared / "robots" / hashlib.sha256(site.encode()).hexdigest()[:32]
-        with _locked(file.with_suffix(".lock")):
-            found = None
-            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-                found = json.loads(file.read_bytes())
+        site = _site(url)
+        with self._robots_file(site) as (file, found):
             if found is None or (found["fault"] is not None and time.time() > found["time"] + ROBOTS_AGAIN):
-                found = self._robots(f"{site}/robots.txt")
+                found = self._robots(site, self.options)
                 write_json(file, found)
         if found["fault"] is not None:
             raise NotFetched(f"its site's robots.txt cannot be read: {found['fault']}", transient=True)
         return None if Robots.parse(found["text"], AGENT).allows(url) else "robots.txt"
 
-    def _robots(self, url: str) -> dict[str, Any]:
+    def contact(self, url: str) -> str | None:
+        """Say why the host of a URL does not answer this machine; None if it does, whatever its answer is.
+
+        Its robots.txt is requested once, unless that has been read already.
+        """
+        site = _site(url)
+        with self._robots_file(site) as (file, found):
+            if found is not None and found["fault"] is None:
+                return None
+            quick = {"timeout": min(CONTACT_TIMEOUT, self.options.timeout), "retries": 0}
+            quick["total"] = min(2 * CONTACT_TIMEOUT, self.options.total)
+            found = self._robots(site, self.options.model_copy(update=quick))
+            if found["fault"] is None:
+                # another answer may only be one to such a short time
+                write_json(file, found)
+        return None if found["answered"] else found["fault"]
+
+    @contextlib.contextmanager
+    def _robots_file(self, site: str) -> Generator[tuple[Path, dict[str, Any] | None]]:
+        """Yield the file that has what is known of a site's robots.txt, and its content, while no other
+        process can change it.
+        """
+        file = self._shared / "robots" / hashlib.sha256(site.encode()).hexdigest()[:32]
+        with _locked(file.with_suffix(".lock")):
+            found = None
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+                found = json.loads(file.read_bytes())
+            yield file, found
+
+    def _robots(self, site: str, options: HttpOptions) -> dict[str, Any]:
         """Read a robots.txt; a site without one (4xx) allows everything."""
-        options = self.options.model_copy(update={"most": LONGEST_ROBOTS, "retries": 1})
+        options = options.model_copy(update={"most": LONGEST_ROBOTS, "retries": min(1, options.retries)})
         body = io.BytesIO()
-        found = get(Request(url, options, types=()), body)
+        found = get(Request(f"{site}/robots.txt", options, types=()), body)
         if found.whole:
-            return {"text": body.getvalue().decode("utf-8-sig", "replace"), "fault": None, "time": 0}
+            return {
+                "text": body.getvalue().decode("utf-8-sig", "replace"),
+                "fault": None,
+                "time": 0,
+                "answered": True,
+            }
         absent = found.status is not None and 400 <= found.status < 500 and found.status != 429
-        return {"text": "", "fault": None if absent else found.fault, "time": time.time()}
+        fault = None if absent else found.fault
+        return {"text": "", "fault": fault, "time": time.time(), "answered": found.status is not None}
 
     @contextlib.contextmanager
     def _slot(self, url: str) -> Generator[None]:
@@ -255,6 +287,11 @@ def _locked(file: Path) -> Generator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _site(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def _facts(found: Fetched) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from shutil import rmtree
@@ -36,6 +37,9 @@ from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header, PixelFault
 
 URL_NAMES = ("url", "image_url", "source_url", "url_link", tables.LINE)
+
+CONTACT_SECONDS = 30.0
+"""After how many seconds no further host is contacted to find out whether one answers."""
 
 _SCHEMA = pa.schema([*ITEMS, GIVEN, pa.field("source_url", pa.string()), *(c.field() for c in STATED)])
 
@@ -91,13 +95,27 @@ class Urls(TableFiles):
         return Listing(self, items_table(rows, _SCHEMA))
 
     def open(self, item: Item) -> UrlBlob:
-        return UrlBlob(self, item["uri"].partition("#")[0])
+        return UrlBlob(self, _url(item))
 
     def spooled(self, files: FetchedFiles) -> Urls:
         return self.model_copy(update={"spool": files})
 
     def lane(self, item: Item) -> str | None:
         return f"host {item['uri'].partition('://')[2].partition('/')[0].lower()}"
+
+    def contact(self, items: Sequence[Item]) -> str | None:
+        end = time.monotonic() + CONTACT_SECONDS
+        first: str | None = None
+        hosts = {self.lane(item): _url(item) for item in items}
+        for lane, url in hosts.items():
+            why = self.answers.contact(url)
+            if why is None:
+                return None
+            first = first or f"{lane}: {why}"
+            if time.monotonic() > end:
+                break
+        of = "its host does not answer" if len(hosts) == 1 else f"none of {len(hosts)} hosts answers"
+        return first and f"{of} ({first})"
 
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, `concurrency` at a time. What fails is a fault of the item's Blob."""
@@ -166,6 +184,10 @@ class UrlBlob(Blob):
 
     def check_unchanged(self) -> None:
         """Do nothing: a URL is fetched once."""
+
+
+def _url(item: Item) -> str:
+    return item["uri"].partition("#")[0]
 
 
 def _text(value: Any) -> str:

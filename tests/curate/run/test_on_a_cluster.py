@@ -27,7 +27,10 @@ from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.earlier.files import keys_of
 from uhr.curate.run.work import CurateWork
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources.base import FetchedFiles
+from uhr.manifests.sources.fetching.urls import Urls
 from uhr.manifests.sources.folder import Folder
+from uhr.manifests.sources.named import Named
 from uhr.runtime.cluster import preflight
 from uhr.runtime.units import UnitPlan
 
@@ -329,6 +332,46 @@ def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, mon
     assert "does not exist" in fault()
     images.mkdir()
     assert f"of the source {images} cannot be read (" in fault()
+
+
+def test_a_machine_that_reaches_no_host_of_a_list_is_one_line_and_one_request_finds_out(
+    images, tmp_path, http_site
+):
+    site = http_site.Site()
+    dead = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    hosts = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in dead]
+    for one in dead:
+        one.close()  # nobody listens
+    listed = tmp_path / "list.txt"
+
+    def work(*addresses: str) -> tuple[CurateWork, UnitPlan]:
+        listed.write_text("\n".join(f"{address}/{n}.jpg" for address in addresses for n in range(9)))
+        web = Urls.model_validate({"path": str(listed), "http": {"private": True}})
+        source = Named(sources={"web": web, "disk": Folder(path=str(images))})
+        plan = CurationPlan.of(load("quickstart", []), given=source.columns)
+        units = UnitPlan.create(tmp_path / "units" / str(len(addresses)), source.list().items, 4, "work")
+        spooled = source.spooled(FetchedFiles(folder=str(tmp_path / "fetched")))
+        return CurateWork(plan, spooled, 0, keys_of(plan)), units
+
+    site.robots = 503
+    one, wanted = expected(*work(*hosts, site.address))
+    # the folder among the sources is read as ever
+    assert [item["source_name"] for item in one.facts.items] == ["disk"]
+    assert len(one.facts.hosts) == 3
+    assert preflight._fault([one], wanted) is None, "it answers, whatever it says"
+    site.robots = "User-agent: *"
+    assert preflight._fault([one], wanted) is None
+    assert preflight._fault([one], wanted) is None, "what it may fetch is known by now"
+    assert site.requests == {"/robots.txt": 2}
+    one, wanted = expected(*work(*hosts))
+    what, fix = preflight._fault([one], wanted)
+    assert what.startswith(
+        f"nothing can be fetched for the source {listed}: none of 2 hosts answers (host 127."
+    )
+    assert what.endswith("the connection failed ([Errno 111] Connection refused))")
+    assert fix == "let this machine reach the hosts of the list"
+    assert site.requests == {"/robots.txt": 2}
+    site.stop()
 
 
 def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_path, chat):
