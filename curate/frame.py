@@ -129,7 +129,7 @@ class Frame:
         bgr = None if "rgb" in self.__dict__ else self.decoded.plain_bgr()
         if bgr is None or not bgr.flags.c_contiguous:
             return view.of(self.rgb)
-        return view.of(bgr).flip(-1)
+        return view.of(bgr, reverse=True)
 
     def check_unchanged(self) -> None:
         """Raise PixelFault("changed") if the file is not the listed version any more."""

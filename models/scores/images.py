@@ -39,18 +39,23 @@ class View:
             return width, height
         return max(1, side * width // reference), max(1, side * height // reference)
 
-    def of(self, image: Any) -> torch.Tensor:
-        """Return the view of an image, uint8 [H, W, 3]."""
+    def of(self, image: Any, reverse: bool = False) -> torch.Tensor:
+        """Return the view of an image, uint8 [H, W, 3]; its channels in reverse, if `reverse`."""
+        import cv2
         import torch
 
         tensor = as_tensor(image)
         height, width = tensor.shape[:2]
         size = self.size(width, height)
         if size == (width, height):
-            return tensor
+            return tensor.flip(-1) if reverse else tensor
         planes = tensor.permute(2, 0, 1)[None]
-        resized = torch.nn.functional.interpolate(planes, size[::-1], mode=self.filter, antialias=True)
-        return resized[0].permute(1, 2, 0).contiguous()
+        resized = torch.nn.functional.interpolate(planes, size[::-1], mode=self.filter, antialias=True)[0]
+        if resized.is_cuda:
+            return (resized.flip(0) if reverse else resized).permute(1, 2, 0).contiguous()
+        # torch returns planes, and takes twenty times as long to interleave them
+        channels = [plane.numpy() for plane in resized]
+        return torch.from_numpy(cv2.merge(channels[::-1] if reverse else channels))
 
 
 def as_tensor(image: Any) -> torch.Tensor:
