@@ -19,6 +19,7 @@ from typing import Any
 
 from uhr.base.console import progress
 from uhr.base.errors import UserError
+from uhr.base.locks import lease
 from uhr.base.store import ObjectStore
 from uhr.curate.run.commit import FETCHED, UNITS
 from uhr.curate.run.job import CurationRequest, CurationResult, OtherCommand, run
@@ -26,7 +27,7 @@ from uhr.curate.run.status import status_of
 from uhr.manifests import parts, places
 from uhr.manifests.info import FILE
 from uhr.manifests.manifest import Manifest
-from uhr.runtime import lease
+from uhr.manifests.sources.base import check_no_overlap
 from uhr.runtime.mirror import Mirror
 
 
@@ -77,11 +78,7 @@ class RunInStore:
         return replace(result, manifest=manifest, report=report)
 
     def _check(self, store: ObjectStore, request: CurationRequest) -> None:
-        place = str(request.source.place)
-        if place.startswith("s3://"):
-            one, two = f"{place.rstrip('/')}/", f"{store.text}/"
-            if one.startswith(two) or two.startswith(one):
-                raise UserError(f"--out {store.text} and the source {place} overlap", "name another prefix")
+        check_no_overlap(request.source, store.text)
         if store.text in request.reuse:
             raise UserError(f"--reuse {store.text} is the prefix of this run", "name another --out")
 

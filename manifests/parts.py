@@ -10,7 +10,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, or_half_written, sha256_file
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION

@@ -17,7 +17,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.console import Advance, progress, warn
 from uhr.base.files import or_half_written
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.paths import path_text
 from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan

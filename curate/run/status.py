@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.lock import is_held
+from uhr.base.locks.run_lock import is_held
 from uhr.curate.run.commit import UNITS
 from uhr.curate.run.rows import Tally
 from uhr.manifests.info import is_manifest

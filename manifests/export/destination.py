@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from uhr.base.errors import UserError
 from uhr.base.files import TEMPORARY, atomic, saving
+from uhr.base.locks import lease
 from uhr.base.paths import check_utf8, in_store
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.base.store import ObjectStore
@@ -25,6 +25,8 @@ from uhr.manifests.sources.base import Source, check_no_overlap
 RECORD, WORK = "export.json", ".export"
 LAYOUT = FolderLayout("an export", (RECORD, WORK), (RECORD, WORK), allow_others=True)
 FIX = "free space there; the same command resumes the export"
+
+_LEASE = f"{WORK}/{lease.NAME}"
 
 _UPLOADS = 8
 """Files that are put into a store at a time."""
@@ -56,8 +58,8 @@ class Destination(ABC):
 
     @abstractmethod
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Be the only process of this machine that writes the export, while the block runs. Raises UserError
-        if another one is, or if nothing can be written.
+        """Be the only process that writes the export, while the block runs; into a store, also of other
+        machines. Raises UserError if another one is, or if nothing can be written.
         """
 
     @abstractmethod
@@ -161,8 +163,9 @@ class _Folder(Destination):
 
 
 class _Prefix(Destination):
-    """The lock is that of this machine. Two machines do the same work into a prefix twice: their shards are
-    equal, and the first `export.json` is kept.
+    """A lock keeps other processes of this machine away, and a lease in the store those of other machines. A
+    machine that died holds the lease until it ends. The shards of two would be equal, and the first
+    `export.json` is kept.
     """
 
     def __init__(self, address: str) -> None:
@@ -175,16 +178,16 @@ class _Prefix(Destination):
         return self.text
 
     def _check_source(self, source: Source, absolute: bool) -> None:
-        place = str(source.place)
-        if in_store(place):
-            one, two = f"{place.rstrip('/')}/", f"{self._store.text}/"
-            if one.startswith(two) or two.startswith(one):
-                raise UserError(f"--out {self.text} and the source {place} overlap", "name another prefix")
+        check_no_overlap(source, self._store.text)
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
         self._store.probe()
-        with saving(self._work, FIX), RunFolder(self._work, LAYOUT).lock(where=self.text):
+        with (
+            saving(self._work, FIX),
+            RunFolder(self._work, LAYOUT).lock(where=self.text),
+            lease.held(self._store, name=_LEASE, work=self._work),
+        ):
             for leftover in self._work.glob("shard-*"):  # of a process that was killed
                 shutil.rmtree(leftover)
             yield
@@ -199,7 +202,7 @@ class _Prefix(Destination):
         self._store.write(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        return self._store.create(name, data)
+        return self._store.create(name, data) is not None
 
     def has(self, name: str) -> bool:
         return self._store.exists(name)
@@ -224,4 +227,5 @@ class _Prefix(Destination):
 
     def finish(self) -> None:
         for name in ObjectStore(f"{self.text}/{WORK}").names():
-            self._store.delete(f"{WORK}/{name}")
+            if f"{WORK}/{name}" != _LEASE:  # of a process that will see that nothing is left to do
+                self._store.delete(f"{WORK}/{name}")

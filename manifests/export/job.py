@@ -83,6 +83,9 @@ def export(request: ExportRequest, advance: Advance = lambda n=1, note=None: Non
         return finished
     plan = plan_shards(request.parent, request.format, request.options)
     with out.locked():
+        finished = _finished(request, out)
+        if finished is not None:  # another process was faster
+            return finished
         _claim_plan(request, out)
         out.remove_half_written(request.format.paths(planned.shard) for planned in plan)
         rows = _Rows(request.parent)

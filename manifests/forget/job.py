@@ -64,7 +64,7 @@ def forget(
     reason: str = "",
     dry_run: bool = False,
     encoded: tuple[Encoded, Sealed] | None = None,
-    advance: Advance = lambda n=1, note=None: None,
+    advance: Advance = lambda n=1, note=None, total=None: None,
 ) -> Forgotten:
     """Take samples out of the manifest at `place`, its parents, and all that was made from any of them.
 
@@ -86,7 +86,9 @@ def forget(
         if not dry_run:
             locks.enter_context(places.locked(home))
         unfinished = _unfinished(store, request, home)
-        plan = unfinished or _planned(Manifest.open(place), request, below, reason)
+        # what is counted first is gone through again when it is taken out
+        counted = advance if dry_run else _no_advance
+        plan = unfinished or _planned(Manifest.open(place), request, below, reason, counted)
         targets = Targets(
             ids=set(plan["ids"]), hashes=set(plan["hashes"]), tombstones=set(plan["tombstones"])
         )
@@ -98,11 +100,15 @@ def forget(
             if unfinished is None:
                 _begin(store, plan)
             redactor = Redactor(targets, plan["time"], plan["reason"], encoded)
+            total = len(changes) + len(plan["exports"])
             for number, change in enumerate(changes):
+                advance(0, change.path, total)
                 changes[number] = redactor.redact(change.path, change)
                 advance(1)
             for export in plan["exports"]:
+                advance(0, export)
                 exports.redact(export, frozenset(targets.ids), plan["time"])
+                advance(1)
             store.delete(JOURNAL)
     return Forgotten(
         len(targets.ids),
@@ -117,16 +123,25 @@ def forget(
     )
 
 
+def _no_advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
+    pass
+
+
 def _planned(
-    manifest: Manifest, request: ForgetRequest, below: Sequence[Path | str], reason: str
+    manifest: Manifest, request: ForgetRequest, below: Sequence[Path | str], reason: str, advance: Advance
 ) -> dict[str, Any]:
     """Return what is to be done, as the journal has it until it is done."""
-    chain = chain_of(manifest, below)
     targets = first_targets(manifest, request)
+    advance(0, "looks for what was made of them")
+    chain = chain_of(manifest, below)
     opened = [Manifest.open(place) for place in chain.manifests]
     extend(targets, opened)
     redactor = Redactor(targets, "", "", None)
-    changes = [redactor.would(place) for place in chain.manifests]
+    changes = []
+    advance(0, "", len(chain.manifests) + len(chain.exports))
+    for place in chain.manifests:
+        changes.append(redactor.would(place))
+        advance(1)
     seen: set[str] = set()
     caches: set[Path] = set()
     for change in changes:
@@ -135,7 +150,10 @@ def _planned(
             seen |= before
             caches.update(places.copies_of(change.path, before))
     ids = frozenset(targets.ids)
-    files = {place: len(exports.matching(place, ids)) for place in chain.exports}
+    files = {}
+    for place in chain.exports:
+        files[place] = len(exports.matching(place, ids))
+        advance(1)
     return {
         "request": request.model_dump(mode="json"),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),

@@ -24,7 +24,7 @@ from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
 from uhr.base.formatting import human_bytes
-from uhr.base.paths import path_text, text_path, unescaped
+from uhr.base.paths import in_store, path_text, text_path, unescaped
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.schema import CONTRACT, SOURCE_NAME, Column
 from uhr.manifests.sources import tables
@@ -279,6 +279,11 @@ class Source(Config, ABC):
         return ()
 
     @property
+    def addresses(self) -> Sequence[str]:
+        """The prefixes of object stores that the source lists; OUT may not overlap with them."""
+        return ()
+
+    @property
     def parents(self) -> Sequence[Parent]:
         """The manifests that the rows come from."""
         return ()
@@ -370,11 +375,17 @@ def version_of(path: Path | str) -> str | None:
         return None
 
 
-def check_no_overlap(source: Source, out: Path) -> None:
-    """Raise UserError if OUT is inside a folder of the source or the other way round: what is written there
-    would be listed as images of the source.
+def check_no_overlap(source: Source, out: Path | str) -> None:
+    """Raise UserError if OUT, a folder or an address, is inside a place of the source or the other way round:
+    what is written there would be listed as images of the source.
     """
-    b = out.resolve()
+    if in_store(out):
+        for place in source.addresses:
+            one, two = f"{place.rstrip('/')}/", f"{out.rstrip('/')}/"
+            if one.startswith(two) or two.startswith(one):
+                raise UserError(f"--out {out} and the source {place} overlap", "name another prefix")
+        return
+    b = Path(out).resolve()
     for path in source.local_paths:
         a = path.resolve()
         if a == b or a in b.parents:

@@ -46,6 +46,10 @@ class Named(Source):
         return [path for source in self.sources.values() for path in source.local_paths]
 
     @property
+    def addresses(self) -> Sequence[str]:
+        return [address for source in self.sources.values() for address in source.addresses]
+
+    @property
     def fetches(self) -> bool:
         return any(source.fetches for source in self.sources.values())
 

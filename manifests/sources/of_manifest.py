@@ -59,6 +59,10 @@ class OfManifest(Source):
         return (self.place, *self.manifest.source.local_paths)
 
     @property
+    def addresses(self) -> Sequence[str]:
+        return self.manifest.source.addresses
+
+    @property
     def parents(self) -> Sequence[Parent]:
         made = self.manifest
         return [Parent(id=made.id, path=path_text(self.place.resolve()), role="columns added to")]

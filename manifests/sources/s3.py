@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,10 @@ class S3(Source):
     @property
     def place(self) -> str:
         return self.path
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return (self.path,)
 
     def check(self) -> None:
         if not self.path.startswith("s3://") or not self.path.removeprefix("s3://").strip("/"):

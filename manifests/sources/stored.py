@@ -198,6 +198,10 @@ class Stored(Source):
         return self.source.local_paths
 
     @property
+    def addresses(self) -> Sequence[str]:
+        return self.source.addresses
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         return self.source.columns
 

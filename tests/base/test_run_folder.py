@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from uhr.base import lock
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
+from uhr.base.locks import run_lock
 from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 
 HEX = "0123456789abcdef" * 2
@@ -123,7 +123,7 @@ def test_one_process_works_in_a_folder_and_its_lock_goes_with_it(tmp_path):
     folder = RunFolder(tmp_path / "out", LAYOUT)
     with folder.lock("units"):
         folder.clear("units")
-        assert lock.is_held(tmp_path / "out" / "units"), "until the end the run is seen to be at work"
+        assert run_lock.is_held(tmp_path / "out" / "units"), "until the end the run is seen to be at work"
         with (
             pytest.raises(UserError, match=f"^another run is at work in {tmp_path / 'out'}: "),
             RunFolder(tmp_path / "out", LAYOUT).lock("units"),

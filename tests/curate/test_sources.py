@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.manifests.sources import build
 from uhr.manifests.sources.base import check_no_overlap
 from uhr.manifests.sources.folder import Folder
 
@@ -16,6 +17,21 @@ def test_out_and_source_may_not_be_inside_each_other(tmp_path):
         with pytest.raises(UserError, match="is inside"):
             check_no_overlap(Folder.at(tmp_path / source), tmp_path / out)
     check_no_overlap(Folder.at(tmp_path / "a"), tmp_path / "ab")
+
+
+def test_out_may_not_overlap_with_any_prefix_of_named_sources(tmp_path):
+    folder = {"kind": "folder", "path": str(tmp_path)}
+    named = build({"kind": "named", "sources": {"here": folder, "there": "s3://bucket/images"}}, "pipeline")
+    for source in (
+        named,
+        build({"kind": "stored", "path": "x", "parts": [], "source": named.described()}, "m"),
+    ):
+        for out in ("s3://bucket/images", "s3://bucket/images/out", "s3://bucket"):
+            with pytest.raises(UserError, match=f"--out {out} and the source s3://bucket/images overlap"):
+                check_no_overlap(source, out)
+        check_no_overlap(source, "s3://bucket/images-2")
+        with pytest.raises(UserError, match="is inside the source"):
+            check_no_overlap(source, tmp_path / "out")
 
 
 def test_a_webdataset_is_curated_and_verified_through_its_source(tmp_path, forge, uhr):

@@ -336,8 +336,10 @@ def test_other_rows_of_an_author_in_parents_are_named_with_the_command_that_forg
 ) -> None:
     other = chain["other"].path
     for flag in ("--dry-run", "--json"):
-        code, printed, _ = uhr("manifest", "forget", other, "--author", "B", flag)
+        code, printed, errors = uhr("manifest", "forget", other, "--author", "B", flag)
         assert code == 0
+        done, total = errors.splitlines()[-1].split()[1].split("/")
+        assert done == total != "0", "the last line of the progress"
         if flag == "--dry-run":
             line = next(line for line in printed.splitlines() if "other rows" in line)
             assert line.startswith(f"4 other rows of the same author in {tmp_path / 'set'} are left")

@@ -25,7 +25,7 @@ from uhr.base.config import fingerprint, versioned_tree
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, file_version, or_half_written, saving, sha256_file, write_json
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.paths import path_text
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.runtime import units

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined
 from uhr.base.files import or_half_written, saving, user_path
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.models.generate.record import check_stages, stage_files

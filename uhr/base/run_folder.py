@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uhr.base import lock
 from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import TEMPORARY
+from uhr.base.locks import run_lock
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class RunFolder:
         subfolder if it is empty, and the folder if it is empty and did not exist before.
         """
         folder = self.path / name
-        with lock.only_run(folder, self.path if where is None else where):
+        with run_lock.only_run(folder, self.path if where is None else where):
             try:
                 self._remove_half_written()
                 yield
             finally:
-                (folder / lock.NAME).unlink(missing_ok=True)
+                (folder / run_lock.NAME).unlink(missing_ok=True)
                 # not empty where files are left, or where the next run has its lock already
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -139,7 +139,7 @@ class RunFolder:
             inner = f"{folder}/{entry.name}"
             if inner in self.layout.inside:
                 self._empty(inner)
-            elif entry.name != lock.NAME and self._is_ours(folder, entry):
+            elif entry.name != run_lock.NAME and self._is_ours(folder, entry):
                 entry.unlink()
         if not any(path.iterdir()):
             path.rmdir()

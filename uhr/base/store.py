@@ -227,24 +227,26 @@ class ObjectStore(Store):
     def work_folder(self) -> Path:
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write an object on the condition that there is none of this name; whether it was written."""
+    def create(self, name: str, data: bytes) -> str | None:
+        """Write an object on the condition that there is none of this name; return its version, as `version`
+        does, or None if it was not written.
+        """
         return self._put(name, data, IfNoneMatch="*")
 
-    def replace(self, name: str, data: bytes, version: str) -> bool:
-        """Write an object on the condition that it still has this version, as `version` returns it; whether
-        it was written.
+    def replace(self, name: str, data: bytes, version: str) -> str | None:
+        """Write an object on the condition that it still has this version; return the new one, or None if it
+        was not written.
         """
         return self._put(name, data, IfMatch=f'"{version.partition("-")[2]}"')
 
-    def _put(self, name: str, data: bytes, **condition: str) -> bool:
+    def _put(self, name: str, data: bytes, **condition: str) -> str | None:
         from fsspec.asyn import sync
 
         bucket, _, prefix = self._root.partition("/")
         key = f"{prefix}/{name}" if prefix else name
         with self._store_errors(name):
             try:
-                sync(
+                answer = sync(
                     self._files.loop,
                     self._files._call_s3,
                     "put_object",
@@ -256,9 +258,9 @@ class ObjectStore(Store):
             except Exception as error:
                 # 409: another conditional request for the same object is being answered
                 if _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                    return False
+                    return None
                 raise
-        return True
+        return _version(len(data), answer.get("ETag"))
 
     def upload(self, file: Path, name: str) -> None:
         """Write a file of this machine as an object, in several requests if it is large."""
@@ -274,7 +276,7 @@ class ObjectStore(Store):
         """`SIZE-ETAG` of an object. Raises FileNotFoundError if there is none."""
         with self._store_errors(name, missing=True):
             info = self._files.info(f"{self._root}/{name}")
-        return f"{info['size']}-{str(info.get('ETag') or '').strip(chr(34))}"
+        return _version(info["size"], info.get("ETag"))
 
     def download(self, cache: str) -> Path:
         """Copy all objects below the prefix into a folder of the user's cache `cache`, or the one object that
@@ -319,7 +321,7 @@ class ObjectStore(Store):
                 return {}
         names = {path[len(self._root) + 1 :]: info for path, info in found.items()}
         return {
-            name: f"{info['size']}-{str(info.get('ETag') or '').strip(chr(34))}"
+            name: _version(info["size"], info.get("ETag"))
             for name, info in names.items()
             if name and not name.endswith("/") and info.get("type") != "directory"
         }
@@ -384,6 +386,10 @@ class ObjectStore(Store):
                 raise
             what, fix = description
             raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
+
+
+def _version(size: int, etag: str | None) -> str:
+    return f"{size}-{(etag or '').strip(chr(34))}"
 
 
 @contextlib.contextmanager

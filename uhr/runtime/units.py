@@ -27,7 +27,7 @@ from uhr.base.config import fingerprint as fingerprint_of
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.runtime.mirror import FILE, Mirror
 
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"

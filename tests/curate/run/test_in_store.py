@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.base.locks import lease
 from uhr.base.store import ObjectStore
 from uhr.curate.run import job
 from uhr.manifests.manifest import Manifest
-from uhr.runtime import lease
 from uhr.runtime.mirror import Mirror
 from uhr.runtime.units import UnitPlan
 

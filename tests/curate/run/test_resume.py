@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from uhr.base.lock import is_held
+from uhr.base.locks.run_lock import is_held
 from uhr.curate.run.status import status_of
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.base.files import user_cache
+from uhr.base.locks import lease
 from uhr.base.store import ObjectStore
 from uhr.manifests.export import format_named
 from uhr.manifests.export.base import ExportOptions
@@ -162,8 +164,8 @@ def test_of_two_machines_the_first_record_is_kept(
     address = f"s3://{s3.bucket}/race"
     create, raced = ObjectStore.create, []
 
-    def late(self: ObjectStore, name: str, data: bytes) -> bool:
-        if not raced:
+    def late(self: ObjectStore, name: str, data: bytes) -> str | None:
+        if name == RECORD and not raced:
             raced.append(name)
             assert create(self, name, data.replace(b'"uhr"', b'"first": 1, "uhr"'))
         return create(self, name, data)
@@ -173,6 +175,57 @@ def test_of_two_machines_the_first_record_is_kept(
     found = objects(s3, "race")
     assert json.loads(found[RECORD])["first"] == 1
     assert not any(name.startswith(WORK) for name in found)
+
+
+def test_one_machine_at_a_time_exports_and_a_dead_one_only_until_its_lease_ends(
+    s3: Any, images: Manifest
+) -> None:
+    address = f"s3://{s3.bucket}/sets/a"
+    store = ObjectStore(address)
+
+    def claimed(until: float, token: str = "other") -> None:
+        claim = lease.Claim("somebody@elsewhere (process 7)", until, token)
+        store.write(f"{WORK}/{lease.NAME}", json.dumps(vars(claim)).encode())
+
+    claimed(time.time() + 60)
+    with pytest.raises(UserError, match=f"{address} is in use by somebody@elsewhere .process 7. until"):
+        run("webdataset", images, address)
+    assert objects(s3, "sets/a").keys() == {f"{WORK}/{lease.NAME}"}
+    # one that was killed on this machine left its token, and holds nobody out here
+    note = store.work_folder() / "export" / "lease-token"
+    note.parent.mkdir(parents=True)
+    note.write_text("this machine")
+    claimed(time.time() + 60, "this machine")
+    assert run("webdataset", images, address).images == {"train": 13}
+    assert not note.exists()
+    assert not any(name.startswith(WORK) for name in objects(s3, "sets/a"))
+    address = f"s3://{s3.bucket}/sets/b"
+    store = ObjectStore(address)
+    claimed(time.time() - 1)
+    assert run("webdataset", images, address).images == {"train": 13}
+
+
+def test_a_machine_that_waited_for_another_takes_its_export(
+    s3: Any, images: Manifest, tmp_path: Path
+) -> None:
+    """It was finished after this one looked, and before it had the lease."""
+    address = f"s3://{s3.bucket}/sets/a"
+    take, others = lease._Lease.take, []
+
+    def late(self: Any) -> None:
+        with pytest.MonkeyPatch.context() as other_machine:
+            other_machine.setattr(lease._Lease, "take", take)
+            other_machine.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+            others.append(run("webdataset", images, address))
+        take(self)
+
+    with pytest.MonkeyPatch.context() as this_machine:
+        this_machine.setattr(lease._Lease, "take", late)
+        done = run("webdataset", images, address)
+    assert done.finished_before
+    assert not others[0].finished_before
+    assert done.images == others[0].images
+    assert not any(name.startswith(WORK) for name in objects(s3, "sets/a"))
 
 
 def test_an_address_that_cannot_be_written_is_one_line(

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from uhr.base import lock, parquet
+from uhr.base import parquet
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
+from uhr.base.locks import run_lock
 from uhr.manifests.export import FORMATS, format_named
 from uhr.manifests.export.base import ExportOptions
 from uhr.manifests.export.job import WORK, ExportRequest, ExportResult, export
@@ -189,9 +190,9 @@ def test_out_is_outside_of_manifests_and_the_source(build: Build, tmp_path: Path
 
 def test_two_exports_at_once_and_files_that_are_gone(build: Build, tmp_path: Path) -> None:
     parent, out = build(), tmp_path / "out"
-    with lock.only_run(out / WORK), pytest.raises(UserError, match="another run is at work in"):
+    with run_lock.only_run(out / WORK), pytest.raises(UserError, match="another run is at work in"):
         run("webdataset", parent, out)
-    (out / WORK / lock.NAME).unlink()
+    (out / WORK / run_lock.NAME).unlink()
     assert run("webdataset", parent, out).images == {"train": 2}
     assert run("webdataset", parent, out).finished_before
     (out / "train-00000.tar").unlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.base.lock import only_run
+from uhr.base.locks.run_lock import only_run
 from uhr.base.run_folder import RunFolder
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.base.lock import only_run
+from uhr.base.locks.run_lock import only_run
 from uhr.base.store import open_store
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
 from uhr.manifests.sources.blobs import LocalBlob

@@ -17,7 +17,7 @@ from uhr.base.config import Config, read_versioned
 from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.paths import or_similar
 from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE as MANIFEST

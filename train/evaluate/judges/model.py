@@ -20,7 +20,7 @@ from uhr.base.config import fingerprint, versioned_tree
 from uhr.base.console import progress
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import or_half_written, saving, write_json
-from uhr.base.lock import NAME as LOCK
+from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.llm.answers import without_thoughts
 from uhr.models.llm.chat import ChatServer, NoAnswer, image_part

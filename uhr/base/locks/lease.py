@@ -17,15 +17,18 @@ import threading
 import uuid
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from uhr.base.errors import UserError
-from uhr.base.files import json_bytes
+from uhr.base.files import atomic, json_bytes
 from uhr.base.store import ObjectStore, StoreError
 
 SECONDS = 300.0
 """How long a lease lasts without being renewed."""
 
 NAME = "lease.json"
+
+_NOTE = "lease-token"
 
 
 @dataclass(frozen=True)
@@ -46,36 +49,49 @@ class Claim:
         return self.until <= _now()
 
 
-def claim_at(store: ObjectStore) -> Claim | None:
+def claim_at(store: ObjectStore, name: str = NAME) -> Claim | None:
     """Return the lease of a prefix; None if nobody has one."""
-    data = store.read(NAME)
+    data = store.read(name)
     if data is None:
         return None
     try:
         return Claim(**json.loads(data))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{store.place(NAME)} is no lease", "remove it if no run is at work there") from error
+        raise UserError(f"{store.place(name)} is no lease", "remove it if no run is at work there") from error
 
 
 @contextlib.contextmanager
-def held(store: ObjectStore, seconds: float = SECONDS) -> Generator[None]:
-    """Hold the lease of a prefix while the block runs, in the main thread.
+def held(
+    store: ObjectStore, seconds: float = SECONDS, name: str = NAME, work: Path | None = None
+) -> Generator[None]:
+    """Hold the lease of a prefix while the block runs.
 
     Raises UserError if another run holds it, with who and until when; and, after the block was interrupted,
-    if the lease was lost meanwhile because it could not be renewed in time.
+    if the lease was lost meanwhile because it could not be renewed in time. A block that is not in the main
+    thread is not interrupted, and the error is raised at its end.
+
+    Args:
+        seconds: how long the lease lasts without being renewed.
+        name: of the object.
+        work: a folder of this machine that this process has locked. The lease of a process that was killed
+            while it worked there is taken over at once; that of any other when it has ended.
     """
-    lease = _Lease(store, seconds)
-    before = signal.signal(signal.SIGUSR2, _interrupt)
+    lease = _Lease(store, seconds, name, work)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGUSR2, _interrupt) if is_main else None
     try:
         lease.take()
         yield
+        if lease.lost is not None:
+            raise lease.lost
     except KeyboardInterrupt:
         if lease.lost is not None:
             raise lease.lost from None
         raise
     finally:
         lease.release()
-        signal.signal(signal.SIGUSR2, before)
+        if is_main:
+            signal.signal(signal.SIGUSR2, before)
 
 
 def _interrupt(*_: object) -> None:
@@ -85,32 +101,41 @@ def _interrupt(*_: object) -> None:
 class _Lease:
     """The lease of this process, renewed by a thread."""
 
-    def __init__(self, store: ObjectStore, seconds: float) -> None:
+    def __init__(self, store: ObjectStore, seconds: float, name: str, work: Path | None) -> None:
         self._store = store
         self._seconds = seconds
+        self._name = name
+        self._note = None if work is None else work / _NOTE
         self._token = uuid.uuid4().hex
+        if self._note is not None and self._note.is_file():
+            self._token = self._note.read_text(encoding="utf-8")
+        self._holder = threading.get_ident()
+        self._version = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._until = 0.0
         self.lost: UserError | None = None
 
     def take(self) -> None:
-        while not self._store.create(NAME, self._claim()):
+        while not (made := self._store.create(self._name, self._claim())):
             try:
                 # the version first: a claim that is written after it makes `replace` fail
-                version = self._store.version(NAME)
+                version = self._store.version(self._name)
             except FileNotFoundError:
                 continue  # given back meanwhile
-            claim = claim_at(self._store)
-            if claim is not None and not claim.is_over:
+            claim = self._found()
+            if claim is not None and not claim.is_over and claim.token != self._token:
                 raise UserError(
                     f"{self._store.text} is in use by {claim.holder} until {claim.time}",
                     "wait for it, or stop it; if it is dead, it is free by then",
                 )
-            if claim is not None and self._store.replace(NAME, self._claim(), version):
+            if claim is not None and (made := self._store.replace(self._name, self._claim(), version)):
                 break
-        self._version = self._store.version(NAME)
+        self._version = made
         self._thread.start()
+        if self._note is not None:
+            with atomic(self._note) as temporary:
+                temporary.write_text(self._token, encoding="utf-8")
 
     def release(self) -> None:
         self._over.set()
@@ -118,9 +143,14 @@ class _Lease:
             return  # it was never taken
         self._thread.join()
         with contextlib.suppress(StoreError):  # it ends by itself
-            claim = claim_at(self._store)
+            claim = self._found()
             if claim is not None and claim.token == self._token:
-                self._store.delete(NAME)
+                self._store.delete(self._name)
+        if self._note is not None:
+            self._note.unlink(missing_ok=True)
+
+    def _found(self) -> Claim | None:
+        return claim_at(self._store, self._name)
 
     def _claim(self) -> bytes:
         self._until = _now() + self._seconds
@@ -131,11 +161,11 @@ class _Lease:
         while not self._over.wait(self._seconds / 3):
             ends = self._until
             try:
-                renewed = self._store.replace(NAME, self._claim(), self._version)
+                renewed = self._store.replace(self._name, self._claim(), self._version)
                 if renewed:
-                    self._version = self._store.version(NAME)
+                    self._version = renewed
                     continue
-                other = claim_at(self._store)
+                other = self._found()
             except (StoreError, FileNotFoundError):
                 # tried again as long as nobody else can have taken it
                 self._until = ends
@@ -144,15 +174,16 @@ class _Lease:
                 other = None
             if other is not None and other.token == self._token:
                 # the answer to an earlier request was lost
-                self._version = self._store.version(NAME)
+                self._version = self._store.version(self._name)
                 continue
             by = "" if other is None else f", which {other.holder} has taken over"
             self.lost = UserError(
                 f"the lease of {self._store.text} could not be renewed in time{by}",
                 "the same command resumes the run when it is free",
             )
-            # a shell's background jobs ignore SIGINT; a signal also ends a wait inside a library
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            if self._holder == threading.main_thread().ident:
+                # a shell's background jobs ignore SIGINT; a signal also ends a wait inside a library
+                signal.pthread_kill(self._holder, signal.SIGUSR2)
             return
 
 
