@@ -276,10 +276,7 @@ class Workspace:
 
 
 class SetStage(BaseStage):
-    """Measures the whole set at once, after all units are finished: duplicates, ranks, balance.
-
-    Define `query` where SQL can say it, else `compute`.
-    """
+    """Measures the whole set at once, after all units are finished: duplicates, ranks, balance."""
 
     def check_models(self, label: str, weights: Mapping[str, str]) -> None:
         """Raise UserError if the columns that other models of the pipeline write cannot be used. Called when
@@ -288,21 +285,15 @@ class SetStage(BaseStage):
         label: the name of this stage in it. weights: the hashes of the models, by stage and name.
         """
 
+    @abstractmethod
     def compute(
         self, live: duckdb.DuckDBPyRelation, workspace: Workspace
-    ) -> duckdb.DuckDBPyRelation | pa.Table:
-        """Return a table of `sample_id` and `adds`; a row without an entry has nulls.
+    ) -> str | duckdb.DuckDBPyRelation | pa.Table:
+        """Return `sample_id` and `adds`: as SQL over the relation `live`, as a relation or as a table. A row
+        without an entry has nulls.
 
         live: the rows that are still kept, with all columns so far, in no order.
 
-        The result must not depend on the order of rows: break ties by `uri` and `sample_id`.
+        The result must not depend on the order of rows: break ties by `uri` and `sample_id`, in SQL by ORDER
+        BY inside windows.
         """
-        return live.query("live", self.query())
-
-    def query(self) -> str:
-        """Return SQL over the relation `live` that selects `sample_id` and `adds`.
-
-        It must not depend on row order: write ORDER BY inside windows, with ties broken by `uri` and
-        `sample_id`.
-        """
-        raise NotImplementedError

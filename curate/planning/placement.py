@@ -122,8 +122,6 @@ def _settings(label: str, examples: str) -> str:
 
 def _instance(cls: type[BaseStage], entry: StageEntry, where: str) -> BaseStage:
     lacking = ", ".join(sorted(cls.__abstractmethods__)) if inspect.isabstract(cls) else ""
-    if issubclass(cls, SetStage) and cls.compute is SetStage.compute and cls.query is SetStage.query:
-        lacking = "query or compute"
     if lacking:
         raise UserError(f"stage '{entry.label}': {cls.__name__} has no method {lacking}", "define it")
     what = f"{where}: stage '{entry.label}'"

@@ -151,16 +151,15 @@ class SampleTable:
         """Make the table `answer`, of what a set stage returns."""
         connection = self._connection
         try:
-            if type(planned.stage).compute is SetStage.compute:
-                # SQL over a view is optimised as a whole
-                connection.execute(f"CREATE OR REPLACE TABLE answer AS {planned.stage.query()}")
-                return
             workspace = Workspace(self._spilled / "stage", planned.label)
             workspace.folder.mkdir(parents=True, exist_ok=True)
             answer = planned.stage.compute(connection.table("live"), workspace)
-            connection.register("computed", answer.to_arrow_table() if _is_relation(answer) else answer)
-            connection.execute("CREATE OR REPLACE TABLE answer AS SELECT * FROM computed")
-            connection.unregister("computed")
+            if isinstance(answer, str):
+                connection.execute(f"CREATE OR REPLACE TABLE answer AS {answer}")
+            else:
+                connection.register("computed", answer.to_arrow_table() if _is_relation(answer) else answer)
+                connection.execute("CREATE OR REPLACE TABLE answer AS SELECT * FROM computed")
+                connection.unregister("computed")
             shutil.rmtree(workspace.folder, ignore_errors=True)
         except UserError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from uhr.models.metrics.base import (
 )
 
 
-class PerImage:
+class PerImage(ABC):
     """A metric that scores one image after the other: an `ImageMetric` without its `values`.
 
     name: the full name. range: of its values. columns: each column's name, with what it adds to the meaning;
@@ -68,6 +69,6 @@ class PerImage:
             found.append(dict(zip(names, values, strict=True)))
         return found
 
+    @abstractmethod
     def values(self, sample: Sample) -> Sequence[float]:
         """Return the value of each column."""
-        raise NotImplementedError

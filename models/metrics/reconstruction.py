@@ -7,6 +7,7 @@ between the two sets is then rFID.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,9 @@ class _Pairs(PerImage):
     def values(self, sample: Sample) -> tuple[float]:
         return (self.distance(*check_same_size(sample, self.name)),)
 
+    @abstractmethod
     def distance(self, image: np.ndarray, reference: np.ndarray) -> float:
-        raise NotImplementedError
+        """Return the value of the image, uint8 RGB [H, W, 3], against its reference."""
 
 
 class Psnr(_Pairs):

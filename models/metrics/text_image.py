@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -40,8 +41,9 @@ class _OfPrompt(PerImage):
         assert sample.prompt is not None
         return (self.fit(sample.image, sample.prompt),)
 
+    @abstractmethod
     def fit(self, image: Any, prompt: str) -> float:
-        raise NotImplementedError
+        """Return how well the image, uint8 RGB [H, W, 3], fits the prompt."""
 
 
 class ClipScore(_OfPrompt):

@@ -176,7 +176,7 @@ class Neighbours(SetStage):
     name = "neighbours"
     adds = (Column("neighbours", pa.int64(), "how many are still in"),)
 
-    def query(self):
+    def compute(self, live, workspace):
         return "SELECT sample_id, count(*) OVER () AS neighbours FROM live"
 '''
 

@@ -37,7 +37,7 @@ class WildSet(SetStage):
     name = "wild_set"
     adds = (Column("over", pa.float64(), "a number over 0"), Column("rows", pa.int64(), "how many"))
 
-    def query(self):
+    def compute(self, live, workspace):
         return "SELECT sample_id, width / 0 AS over, count(*) OVER () AS rows FROM live"
 '''
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from uhr.curate.stage import SetStage
@@ -36,7 +38,7 @@ class ExactDuplicatesStage(SetStage):
         ),
     )
 
-    def query(self) -> str:
+    def compute(self, live: Any, workspace: Any) -> str:
         return """
             SELECT
                 sample_id,

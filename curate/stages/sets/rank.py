@@ -40,7 +40,7 @@ class RankStage(SetStage):
         self.column = self.params.column or f"{of}_rank"
         self.adds = (Column(self.column, pa.float64(), meaning, "1", "[0, 1)", stage=self.name),)
 
-    def query(self) -> str:
+    def compute(self, live: Any, workspace: Any) -> str:
         of = quoted(self.params.of)
         name = quoted(self.column)
         order = "DESC" if self.params.descending else "ASC"

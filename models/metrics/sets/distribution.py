@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -46,7 +47,7 @@ class RandomOptions(Config):
     crops: int = Field(0, ge=0, le=1000)
 
 
-class _OfFeatures:
+class _OfFeatures(ABC):
     """Base of the metrics of features: a statistic under a name, and what checks them."""
 
     kind: ClassVar[str]
@@ -83,14 +84,15 @@ class _OfFeatures:
         rows = groups[np.unique(generated.numbers, return_inverse=True)[1]]
         return {self.columns[0].name: self.left_out(reference, generated, rows, seed)}
 
+    @abstractmethod
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
-        raise NotImplementedError
+        """As `compare`, of the only column."""
 
+    @abstractmethod
     def left_out(
         self, reference: Features | None, generated: Features, groups: np.ndarray, seed: int
     ) -> np.ndarray | None:
         """As `without`, of the only column; groups is the group of each row."""
-        raise NotImplementedError
 
 
 class _Images:
