@@ -18,10 +18,10 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file
 from uhr.base.paths import text_path
 from uhr.manifests import places, sql
-from uhr.manifests.info import FILE, ManifestInfo, read_info
-from uhr.manifests.parts import GROUP_ROWS, PIXELS
+from uhr.manifests.info import FILE, ManifestInfo, Part, read_info
+from uhr.manifests.parts import PIXELS
 from uhr.manifests.schema import BASE, Column
-from uhr.manifests.selection.reference import rows_of
+from uhr.manifests.selection import reference
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -41,14 +41,14 @@ class RowGroup(NamedTuple):
 class Manifest:
     """A committed manifest, read only. Made by `open` and by `writer.write_manifest`.
 
-    `path` is its folder; `files` is the folder of its parts and previews: the same, save for a slice by
-    reference, whose rows are made from its parent in the user's cache. `info` names the parts that are read.
+    `path` is its folder. `parent` is that of a manifest by reference, which has rows of the parent, and
+    columns of its own: its parts have these, and all others are read from the parent.
     """
 
-    def __init__(self, path: Path, info: ManifestInfo, files: Path | None = None) -> None:
+    def __init__(self, path: Path, info: ManifestInfo, parent: Manifest | None = None) -> None:
         self.path = path
         self.info = info
-        self.files = path if files is None else files
+        self.parent = parent
 
     @classmethod
     def open(cls, path: Path | str) -> Manifest:
@@ -56,8 +56,8 @@ class Manifest:
         address in an object store (`places.local`).
 
         Raises UserError if there is none, if it is unfinished, if a part is missing or has changed, if its
-        schema version is newer than this version can read, or if the parent of a slice by reference is
-        missing.
+        schema version is newer than this version can read, or if the parent of a manifest by reference is
+        missing or has other rows now.
         """
         path = places.local(path)
         path = path.parent if path.name == FILE and path.is_file() else path
@@ -70,18 +70,17 @@ class Manifest:
                 raise UserError(
                     f"{name}/{part.path} {state}", f"see 'uhr manifest verify {name}', or make it anew"
                 )
-        if info.by_reference:
-            rows = rows_of(path, info, cls.open)
-            return cls(path, rows.info, rows.folder)
-        opened = cls(path, info)
+        opened = cls(path, info, reference.parent_of(path, info, cls.open) if info.by_reference else None)
         opened._check_base()
         return opened
 
     def _check_base(self) -> None:
         """Raise UserError if a column that every manifest has is missing, or has another type."""
-        types = {field.name: field.type for field in self.schema}
-        for column in BASE:
-            found = types.get(column.name)
+        keys = () if self.parent is None else reference.KEYS
+        expected = [*((self.stored_schema, key) for key in keys), *((self.schema, each) for each in BASE)]
+        for schema, column in expected:
+            place = schema.get_field_index(column.name)
+            found = schema.field(place).type if place >= 0 else None
             if found is None or not found.equals(column.type):
                 state = "is missing" if found is None else f"is {found}, not {column.type}"
                 raise UserError(
@@ -126,14 +125,21 @@ class Manifest:
         return self.source.origin
 
     @cached_property
-    def schema(self) -> pa.Schema:
+    def stored_schema(self) -> pa.Schema:
         """The Arrow schema of every part, with the field metadata."""
         with self._damage_named():
-            return parquet.schema_of(self.files / self.info.parts[0].path).remove_metadata()
+            return parquet.schema_of(self.path / self.info.parts[0].path).remove_metadata()
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the rows, with the field metadata."""
+        if self.parent is None:
+            return self.stored_schema
+        return reference.with_columns(self.parent.schema, reference.own_fields(self.stored_schema))
 
     @property
     def columns(self) -> list[Column]:
-        """The columns, described by the field metadata of the parts."""
+        """The columns, described by the field metadata."""
         return [Column.from_field(field) for field in self.schema]
 
     @contextlib.contextmanager
@@ -148,9 +154,13 @@ class Manifest:
     @contextlib.contextmanager
     def dataset(self) -> Generator[ds.Dataset]:
         """Open the rows as an Arrow dataset while the block runs; errors are those of `connect`."""
-        files = [self.files / part.path for part in self.info.parts]
-        with self._damage_named(), parquet.dataset(files, self.schema) as samples:
-            yield samples
+        with self._damage_named():
+            if self.parent is not None:
+                yield parquet.streamed(self.schema, self.rows)
+                return
+            files = [self.path / part.path for part in self.info.parts]
+            with parquet.dataset(files, self.schema) as samples:
+                yield samples
 
     @contextlib.contextmanager
     def _damage_named(self) -> Generator[None]:
@@ -159,13 +169,21 @@ class Manifest:
             yield
         except (pa.ArrowException, duckdb.Error, OSError):
             # the error rarely names the file, and may be about a condition: compare the hashes
-            for part in (*self.info.parts, *self.info.previews):
-                file = self.files / part.path
+            for file, part in self._all_files():
                 if not file.is_file() or sha256_file(file) != part.sha256:
                     raise UserError(
                         f"{file} is damaged", f"see 'uhr manifest verify {self.name}', or make it anew"
                     ) from None
             raise
+
+    def _all_files(self) -> Iterator[tuple[Path, Part]]:
+        """Yield the files that rows and previews are read from, with what is recorded of them."""
+        manifest: Manifest | None = self
+        while manifest is not None:
+            yield from (
+                (manifest.path / part.path, part) for part in (*manifest.info.parts, *manifest.info.previews)
+            )
+            manifest = manifest.parent
 
     def table(
         self, columns: Sequence[str] | None = None, where: str | None = None, limit: int | None = None
@@ -233,9 +251,8 @@ class Manifest:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches. At most one row group is in memory."""
-        for part in self.info.parts:
-            with self._damage_named(), parquet.opened(self.files / part.path) as file:
-                yield from file.iter_batches(GROUP_ROWS, columns=columns)
+        for group in self.row_groups():
+            yield from self.row_group(group, columns).to_batches()
 
     def take(
         self,
@@ -251,16 +268,23 @@ class Manifest:
         for group in self.row_groups():
             low, high = np.searchsorted(positions, [group.start, group.start + group.rows])
             if low < high:
-                rows = self.row_group(group, columns).take(positions[low:high] - group.start)
-                yield from rows.combine_chunks().to_batches()
+                rows, places_ = self.row_group(group, columns), positions[low:high] - group.start
+                if places_[-1] - places_[0] == high - low - 1:  # a copy is saved
+                    yield from rows.slice(places_[0], high - low).to_batches()
+                else:
+                    yield from rows.take(places_).combine_chunks().to_batches()
             advance(group.rows)
 
     def row_groups(self) -> list[RowGroup]:
         """Return the row groups of all parts, in order."""
+        return self._row_groups
+
+    @cached_property
+    def _row_groups(self) -> list[RowGroup]:
         found: list[RowGroup] = []
         start = 0
         for part in self.info.parts:
-            with self._damage_named(), parquet.opened(self.files / part.path) as file:
+            with self._damage_named(), parquet.opened(self.path / part.path) as file:
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
                     found.append(RowGroup(part.path, number, start, rows))
@@ -269,14 +293,33 @@ class Manifest:
 
     def row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows of one row group; all columns by default."""
-        with self._damage_named(), parquet.opened(self.files / group.part) as file:
-            return file.read_row_group(group.number, columns=None if columns is None else list(columns))
+        names = self.schema.names if columns is None else list(columns)
+        if self.parent is None:
+            return self.stored(group, names)
+        own = {"sample_id", *(field.name for field in reference.own_fields(self.stored_schema))}
+        inherited = [name for name in names if name not in own]
+        keys = [reference.POSITION.name] if inherited else []
+        rows = self.stored(group, [*(name for name in names if name in own), *keys])
+        if inherited:
+            rows = reference.joined(rows, self.parent, inherited, self.name)
+        return rows.select(names)
+
+    def stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Read columns that the parts have themselves."""
+        with self._damage_named(), parquet.opened(self.path / group.part) as file:
+            return file.read_row_group(group.number, columns=columns)
+
+    @property
+    def with_previews(self) -> Manifest:
+        """The manifest that has the previews of the rows: by reference it may be the parent."""
+        return self if self.parent is None or self.info.previews else self.parent.with_previews
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""
         chosen = frozenset(sample_ids)
-        for part in self.info.previews:
-            with self._damage_named(), parquet.opened(self.files / part.path) as file:
+        home = self.with_previews
+        for part in home.info.previews:
+            with self._damage_named(), parquet.opened(home.path / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
                     mask = [one in chosen for one in ids]

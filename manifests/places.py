@@ -12,7 +12,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -329,22 +329,21 @@ def tidy(place: str) -> None:
             for file in (home / each).glob("*.parquet"):
                 if f"{each}/{file.name}" not in known:
                     file.unlink()
-    forget_copies(place, info)
+    forget_copies(place)
 
 
-def forget_copies(place: str, info: ManifestInfo) -> None:
+def forget_copies(place: str) -> None:
     """Remove what the user's cache has of the earlier contents of a manifest."""
-    for copy in copies_of(place, {each.before for each in info.redactions}):
+    for copy in copies_of(place):
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def copies_of(place: str, ids: Collection[str]) -> list[Path]:
-    """Return the folders of the user's cache that may have rows, previews or pixels of a manifest; `ids` are
-    those that it has or had. The files of `file_at` are those of any manifest.
+def copies_of(place: str) -> list[Path]:
+    """Return the folders of the user's cache that may have rows, previews or pixels of a manifest. The files
+    of `file_at` are those of any manifest.
     """
     notes = user_cache(_CACHE).glob(f"*/{_PLACE}")
     found = [note.parent for note in notes if note.read_text(encoding="utf-8") == place]
-    found += [user_cache("slices") / id_ for id_ in sorted(ids)]
     return [folder for folder in (*found, user_cache(_CACHE) / "files") if folder.is_dir()]
 
 

@@ -32,6 +32,7 @@ from uhr.manifests.info import (
 )
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SCHEMA_VERSION, STATUSES
+from uhr.manifests.selection.reference import joined, own_fields
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Provenance:
     files: hashes of the other files that decided values, by stage and name
     versions: of software, besides uhr, Python, pyarrow and duckdb
     attachments: Parquet files that were written into the folder before (`ManifestInfo.attachments`)
-    by_reference, redactions: as in `ManifestInfo`
+    redactions: as in `ManifestInfo`
     """
 
     root: Path | str
@@ -60,7 +61,6 @@ class Provenance:
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Part] = ()
-    by_reference: bool = False
     redactions: Sequence[Redaction] = ()
 
     @classmethod
@@ -91,7 +91,7 @@ def write_manifest(
     batches: Iterable[pa.RecordBatch],
     provenance: Provenance,
     previews: Iterable[pa.RecordBatch] | None = None,
-    counts: RowCounts | None = None,
+    parent: Manifest | None = None,
 ) -> Manifest:
     """Write and commit a manifest to the folder `out`. It becomes visible in the last step.
 
@@ -102,21 +102,22 @@ def write_manifest(
         schema: the columns of the rows.
         batches: the rows, sorted by uri. They are streamed, as are the previews.
         previews: rows of `parts.PREVIEW_SCHEMA` in the same order.
-        counts: what was counted of the rows, by reference; by default the batches are counted.
+        parent: of a manifest by reference, the first of its parents. The rows have the columns of
+            `reference.stored_schema`: those of the manifest that the parent does not have, or has with other
+            values.
 
     Raises UserError if `out` already contains a manifest.
     """
     out = Path(out)
     if is_manifest(out):
         raise UserError(f"{out} already contains a manifest", "name another folder with --out")
-    for stage in () if provenance.by_reference else provenance.stages:
-        missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
+    names = {*schema.names, *(() if parent is None else parent.schema.names)}
+    for stage in provenance.stages:
+        missing = set(stage.adds).difference(names) if stage.state == "ran" else set()
         assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
     part_files.clear_leftovers(out)
-    if counts is None:
-        counts = RowCounts()
-        batches = counts.watch(batches)
-    parts = part_files.write_samples(out, schema, batches)
+    counts = RowCounts(parent)
+    parts = part_files.write_samples(out, schema, counts.watch(batches))
     shown = [] if previews is None else part_files.write_previews(out, previews)
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
@@ -146,17 +147,21 @@ def write_manifest(
         previews=shown,
         attachments=list(provenance.attachments),
         coverage=dict(counts.coverage),
-        by_reference=provenance.by_reference,
+        by_reference=parent is not None,
         redactions=list(provenance.redactions),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
-    return Manifest(out, info)
+    return Manifest(out, info, parent)
 
 
 class RowCounts:
-    """Counts the verdicts, and the values of each column, of the rows that pass through `watch`."""
+    """Counts the verdicts, and the values of each column, of the rows that pass through `watch`.
 
-    def __init__(self) -> None:
+    parent: that of a manifest by reference, which has the verdicts that the rows do not have.
+    """
+
+    def __init__(self, parent: Manifest | None = None) -> None:
+        self._parent = parent
         self.statuses: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.coverage: Counter[str] = Counter()
@@ -164,16 +169,24 @@ class RowCounts:
     def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         last = ""
         for batch in batches:
+            rows = self._with_verdicts(batch)
             if batch.num_rows:
-                uris = batch.column("uri")
+                uris = rows.column("uri")
                 assert uris[0].as_py() >= last, f"rows out of order: {uris[0]} after {last}"
                 last = uris[-1].as_py()
             for name, counter in (("status", self.statuses), ("reason", self.reasons)):
-                for entry in batch.column(name).value_counts().to_pylist():
+                for entry in rows.column(name).value_counts().to_pylist():
                     counter[entry["values"]] += entry["counts"]
-            for name in batch.schema.names:
-                self.coverage[name] += batch.num_rows - batch.column(name).null_count
+            added = batch.schema if self._parent is None else own_fields(batch.schema)
+            for each in added:
+                self.coverage[each.name] += batch.num_rows - batch.column(each.name).null_count
             yield batch
+
+    def _with_verdicts(self, batch: pa.RecordBatch) -> pa.RecordBatch | pa.Table:
+        if self._parent is None:
+            return batch
+        missing = [name for name in ("uri", "status", "reason") if name not in batch.schema.names]
+        return joined(pa.Table.from_batches([batch]), self._parent, missing, "a manifest by reference")
 
     def verdicts(self) -> dict[str, Any]:
         """Return the counts of `ManifestInfo`: rows, each status, and reasons, the most frequent first."""

@@ -195,13 +195,14 @@ def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Adv
     provenance = Provenance.derived(manifest, operation, parents)
     with places.output(out) as folder:
         batches = _batches(manifest, schema, reviews, advance)
-        previews = _previews(manifest) if manifest.info.previews else None
+        shown = manifest.with_previews
+        previews = _previews(shown) if shown.info.previews else None
         return write_manifest(folder, schema, batches, provenance, previews)
 
 
 def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for part in manifest.info.previews:
-        with parquet.opened(manifest.files / part.path) as file:
+        with parquet.opened(manifest.path / part.path) as file:
             yield from file.iter_batches(PREVIEW_GROUP_ROWS)
 
 

@@ -46,7 +46,7 @@ class Previews:
     """Finds the previews of a manifest by sample_id, from an index of all that is made once."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+        self._manifest = manifest.with_previews
         self._groups: Cache[pa.Table] = Cache(GROUP_BYTES, lambda table: table.nbytes)
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class Previews:
         """The first 64 bits of all ids, sorted; the number of the row group of each; the row groups."""
         keys, numbers, places = [], [], []
         for number, part in enumerate(self._manifest.info.previews):
-            with parquet.opened(self._manifest.files / part.path) as file:
+            with parquet.opened(self._manifest.path / part.path) as file:
                 ids = file.read(columns=["sample_id"])["sample_id"]
                 rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             keys.append(_keys(ids))
@@ -81,7 +81,7 @@ class Previews:
     def _read(self, place: _Place) -> pa.Table:
         rows = self._groups.get(place)
         if rows is None:
-            file = self._manifest.files / self._manifest.info.previews[place.part].path
+            file = self._manifest.path / self._manifest.info.previews[place.part].path
             with parquet.opened(file) as opened:
                 rows = opened.read_row_group(place.group, columns=["sample_id", "jpeg"])
             self._groups.put(place, rows)

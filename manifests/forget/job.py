@@ -148,7 +148,7 @@ def _planned(
         if change.rows:
             before = {each.before for each in places.info_at(change.path).redactions} | {change.before}
             seen |= before
-            caches.update(places.copies_of(change.path, before))
+            caches.update(places.copies_of(change.path))
     ids = frozenset(targets.ids)
     files = {}
     for place in chain.exports:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PIXELS, REPORT
 from uhr.manifests.selection.reference import POSITION, parent_of
 from uhr.manifests.sources.stored import GROUP_ROWS
-from uhr.manifests.writer import Provenance, RowCounts, write_manifest
+from uhr.manifests.writer import Provenance, write_manifest
 
 Encoded = Callable[[Path, Path, frozenset[str]], list[Part]]
 """A function of (folder, staging folder, sample ids) that writes the tensors of encoded data without these
@@ -69,7 +68,8 @@ class Redactor:
         manifest = Manifest.open(place)
         ids = [each for batch in manifest.rows(["sample_id"]) for each in batch.column(0).to_pylist()]
         mine = self._ids.intersection(ids)
-        previews = sum(batch.num_rows for batch in manifest.preview_batches(mine)) if mine else 0
+        shown = mine and manifest.info.previews
+        previews = sum(batch.num_rows for batch in manifest.preview_batches(mine)) if shown else 0
         pixels = sum(
             _count(places.file_at(place, part.path), self._hashes) for part in _pixel_parts(manifest.info)
         )
@@ -120,7 +120,7 @@ class Redactor:
             write_report(Manifest.open(folder), folder / REPORT)
 
     def _written(self, staged: Path, place: str, info: ManifestInfo, change: Change) -> ManifestInfo:
-        # a slice by reference is not opened: the positions that it has are those of its parent before
+        # a manifest by reference is not opened: the positions that it has are those of its parent before
         folder = places.local(place)
         manifest = Manifest(folder, info) if info.by_reference else Manifest.open(folder)
         parents = [Parent(id=self.new_ids.get(p.id, p.id), path=p.path, role=p.role) for p in info.parents]
@@ -140,14 +140,14 @@ class Redactor:
             source=info.source,
             versions=info.versions,
             attachments=self._attachments(staged, place, info, change),
-            by_reference=info.by_reference,
             redactions=[*info.redactions, redaction],
         )
+        rows, parent = self._rows(manifest), None
         if info.by_reference:
-            self._write_reference(staged, folder, info, provenance)
-        else:
-            previews = self._previews(manifest) if info.previews else None
-            write_manifest(staged, manifest.schema, self._rows(manifest), provenance, previews)
+            parent = parent_of(folder, info.model_copy(update={"parents": parents}), Manifest.open)
+            rows = self._placed(manifest, rows, parent)
+        previews = self._previews(manifest) if info.previews else None
+        write_manifest(staged, manifest.schema, rows, provenance, previews, parent)
         made = read_info(staged)
         # when and by which software the rows were made is not the redaction's
         return made.model_copy(update={"created": info.created, "uhr": info.uhr})
@@ -161,32 +161,25 @@ class Redactor:
 
     def _previews(self, manifest: Manifest) -> Iterator[pa.RecordBatch]:
         for part in manifest.info.previews:
-            with parquet.opened(manifest.files / part.path) as file:
+            with parquet.opened(manifest.path / part.path) as file:
                 for batch in file.iter_batches(100):
                     yield batch.filter(_others(batch.column("sample_id"), self._ids))
 
-    def _write_reference(
-        self, staged: Path, folder: Path, info: ManifestInfo, provenance: Provenance
-    ) -> None:
-        """Write ids and their positions among the rows that the parent has now."""
-        own = pa.concat_tables([parquet.read(folder / part.path) for part in info.parts])
-        own = own.filter(_others(own["sample_id"], self._ids))
-        info = info.model_copy(update={"parents": list(provenance.parents)})
-        parent = parent_of(folder, info, Manifest.open)
-        ids = parent.table(["sample_id"])["sample_id"].combine_chunks()
-        found = pc.call_function("index_in", [own["sample_id"]], pc.SetLookupOptions(ids)).cast(pa.int64())
-        if found.null_count:
-            raise UserError(
-                f"{places.shown(folder)} refers to {found.null_count:,} rows that its parent {parent.name} "
-                "does not have",
-                "remove this slice, and make it anew afterwards",
-            )
-        own = own.set_column(own.schema.get_field_index(POSITION.name), POSITION, found)
-        counts = RowCounts()
-        seen = parent.take(own[POSITION.name].to_numpy(), columns=("uri", "status", "reason"))
-        collections.deque(counts.watch(seen), maxlen=0)
-        counts.coverage.clear()
-        write_manifest(staged, own.schema, own.combine_chunks().to_batches(), provenance, counts=counts)
+    def _placed(
+        self, manifest: Manifest, rows: Iterator[pa.RecordBatch], parent: Manifest
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows of a manifest by reference with their positions among the rows of the parent now."""
+        ids = pc.SetLookupOptions(parent.table(["sample_id"])["sample_id"].combine_chunks())
+        place = manifest.schema.get_field_index(POSITION.name)
+        for batch in rows:
+            found = pc.call_function("index_in", [batch.column("sample_id")], ids)
+            if found.null_count:
+                raise UserError(
+                    f"{manifest.name} refers to {found.null_count:,} rows that its parent {parent.name} does "
+                    "not have",
+                    "remove it, and make it anew afterwards",
+                )
+            yield batch.set_column(place, manifest.schema.field(place), found.cast(pa.int64()))
 
     def _attachments(self, staged: Path, place: str, info: ManifestInfo, change: Change) -> list[Part]:
         found = []

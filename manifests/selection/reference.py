@@ -1,105 +1,59 @@
-"""Slices by reference: sample ids and their positions in the parent, from which the rows are read."""
+"""Manifests by reference: rows of a parent, named by sample id and position, with columns of their own."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from uhr.base import parquet
-from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
-from uhr.base.files import user_cache, write_json
 from uhr.manifests import places
-from uhr.manifests.info import ManifestInfo, Part
+from uhr.manifests.info import ManifestInfo
 from uhr.manifests.lineage import find_parent
-from uhr.manifests.parts import write_previews, write_samples
-from uhr.manifests.schema import COLUMNS
+from uhr.manifests.schema import COLUMNS, Column
 
 if TYPE_CHECKING:
     from uhr.manifests.manifest import Manifest
 
-_RECORD = "rows.json"
+POSITION = Column("position", pa.int64(), "number of the row in the parent, from 0")
 
-POSITION = pa.field("position", pa.int64(), metadata={"meaning": "number of the row in the parent, from 0"})
-_KEYS = ("sample_id", POSITION.name)
-
-
-def reference_schema(added: Sequence[str]) -> pa.Schema:
-    """Return the schema of the parts: identity and position, and the columns that the slice adds."""
-    return pa.schema([COLUMNS["sample_id"].field(), POSITION, *(COLUMNS[name].field() for name in added)])
-
-
-class Rows(NamedTuple):
-    """The rows of a slice by reference: its `info` with the parts and previews that are in `folder`."""
-
-    info: ManifestInfo
-    folder: Path
-
-
-def rows_of(path: Path, info: ManifestInfo, open_parent: Callable[[Path | str], Manifest]) -> Rows:
-    """Return the rows that the parent of a slice has for it.
-
-    They are written once for each content of the parent, in the user's cache, as `--materialise rows` would
-    write them; those of a content that the parent had before are removed. Raises UserError if the parent is
-    not found, or has other rows.
-    """
-    home = user_cache("slices") / info.id / fingerprint(list(_parents(path, info)))[:32]
-    if not (home / _RECORD).is_file():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix="new-") as folder:
-            rows = Path(folder) / "rows"
-            _write(rows, path, info, parent_of(path, info, open_parent))
-            # another process may have written the same meanwhile
-            with contextlib.suppress(OSError):
-                rows.rename(home)
-        for other in home.parent.iterdir():
-            if other != home and not other.name.startswith("new-"):
-                shutil.rmtree(other, ignore_errors=True)
-    made = json.loads((home / _RECORD).read_text(encoding="utf-8"))
-    found = {name: [Part(**part) for part in made[name]] for name in ("parts", "previews")}
-    return Rows(info.model_copy(update=found), home)
-
-
-def _parents(path: Path | str, info: ManifestInfo) -> Iterator[str]:
-    """Yield the ids that the manifests which the rows are read from have now."""
-    while info.by_reference:
-        path = _parent_place(path, info)
-        info = places.info_at(path)
-        yield info.id
+KEYS = (COLUMNS["sample_id"], POSITION)
+"""The columns that the parts of every manifest by reference have."""
 
 
 def parent_of(path: Path, info: ManifestInfo, open_parent: Callable[[Path | str], Manifest]) -> Manifest:
-    """Open the parent of a slice by reference. Raises UserError if it is not found."""
-    return open_parent(_parent_place(path, info))
-
-
-def _parent_place(path: Path | str, info: ManifestInfo) -> Path | str:
-    parent = info.parents[0]
-    place = find_parent(path, parent)
+    """Open the parent of a manifest by reference. Raises UserError if it is not found, or if samples of it
+    were forgotten since: its rows have other positions then.
+    """
+    recorded = info.parents[0]
+    place = find_parent(path, recorded)
     if place is None:
         raise UserError(
-            f"{places.place_of(path)} is a slice by reference, and its parent {parent.id[:16]} is not at "
-            f"{parent.path}",
-            "put the parent back there, or next to the slice",
+            f"{places.place_of(path)} is by reference, and its parent {recorded.id[:16]} is not at "
+            f"{recorded.path}",
+            "put the parent back there, or next to it",
         )
-    return place
+    parent = open_parent(place)
+    if parent.id != recorded.id:
+        raise UserError(
+            f"{places.shown(path)} refers to rows that its parent {parent.name} had before samples were "
+            "forgotten",
+            "make it anew from its parent",
+        )
+    return parent
 
 
-def _write(folder: Path, path: Path, info: ManifestInfo, parent: Manifest) -> None:
-    own = pa.concat_tables([parquet.read(path / part.path) for part in info.parts])
-    schema = with_columns(parent.schema, [own.schema.field(n) for n in own.schema.names if n not in _KEYS])
-    rows = _rows(parent, own, schema, places.shown(path))
-    made: dict[str, list[Part]] = {"parts": write_samples(folder, schema, rows), "previews": []}
-    if parent.info.previews:
-        made["previews"] = write_previews(folder, parent.preview_batches(own["sample_id"].to_pylist()))
-    write_json(folder / _RECORD, {name: [part.model_dump() for part in made[name]] for name in made})
+def own_fields(stored: pa.Schema) -> list[pa.Field]:
+    """Return the columns of the parts of a manifest by reference besides the keys: those that it adds."""
+    keys = {column.name for column in KEYS}
+    return [field for field in stored if field.name not in keys]
+
+
+def stored_schema(added: Iterable[pa.Field]) -> pa.Schema:
+    """Return the schema of the parts of a manifest by reference that adds these columns."""
+    return pa.schema([*(column.field() for column in KEYS), *added])
 
 
 def with_columns(schema: pa.Schema, added: Sequence[pa.Field]) -> pa.Schema:
@@ -108,30 +62,19 @@ def with_columns(schema: pa.Schema, added: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema([*(field for field in schema if field.name not in names), *added])
 
 
-def _rows(parent: Manifest, own: pa.Table, schema: pa.Schema, name: str) -> Iterator[pa.RecordBatch]:
-    start = 0
-    for batch in parent.take(own[POSITION.name].to_numpy()):
-        here = own.slice(start, batch.num_rows).combine_chunks()
-        if not here["sample_id"].equals(pa.chunked_array([batch.column("sample_id")])):
-            raise _other_rows(parent, name)
-        columns = [
-            here[field.name].combine_chunks() if field.name in own.schema.names else batch.column(field.name)
-            for field in schema
-        ]
-        yield pa.RecordBatch.from_arrays([_whole(column) for column in columns], schema=schema)
-        start += batch.num_rows
-    if start != own.num_rows:
-        raise _other_rows(parent, name)
+def joined(rows: pa.Table, parent: Manifest, columns: Sequence[str], name: str) -> pa.Table:
+    """Return rows of the parts of the manifest `name` with these columns of its parent.
 
-
-def _other_rows(parent: Manifest, name: str) -> UserError:
-    fix = f"see 'uhr manifest verify {parent.name}'"
-    if parent.info.redactions:
-        fix = "make the slice anew: samples of its parent were forgotten since"
-    return UserError(f"{name} refers to other rows than its parent {parent.name} has", fix)
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    return column
+    rows: with the column `position`. Raises UserError if the parent does not have the rows.
+    """
+    positions = rows[POSITION.name].to_numpy()
+    schema = pa.schema([parent.schema.field(column) for column in columns])
+    inherited = pa.Table.from_batches(parent.take(positions, columns=columns), schema)
+    if inherited.num_rows != rows.num_rows:
+        raise UserError(
+            f"{name} refers to rows that its parent {parent.name} does not have",
+            f"see 'uhr manifest verify {name}', or make it anew",
+        )
+    for field in schema:
+        rows = rows.append_column(field, inherited[field.name])
+    return rows

@@ -94,7 +94,11 @@ def union(
             files=_merged([each.info.files for each in manifests]),
             redactions=merged(each.info.redactions for each in manifests),
         )
-        previews = _previews(manifests, order) if any(each.info.previews for each in manifests) else None
+        previews = (
+            _previews(manifests, order)
+            if any(each.with_previews.info.previews for each in manifests)
+            else None
+        )
         write_manifest(folder, schema, _rows(manifests, schema, order, advance), provenance, previews)
     return Manifest.open(out)
 
@@ -127,7 +131,7 @@ def difference(
             ],
             redactions=merged((a.info.redactions, b.info.redactions)),
         )
-        previews = a.preview_batches(order.ids.to_pylist()) if a.info.previews else None
+        previews = a.preview_batches(order.ids.to_pylist()) if a.with_previews.info.previews else None
         rows = a.take(order.positions[0], advance)
         write_manifest(folder, a.schema, rows, provenance, previews)
     return Manifest.open(out)

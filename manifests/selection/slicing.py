@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,14 @@ from uhr.base.errors import UserError
 from uhr.manifests import places
 from uhr.manifests.info import Parent, Part
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import GROUP_ROWS
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.selection.embeddings import unit_vector, vector_hash
 from uhr.manifests.selection.options import SliceOptions, Top
-from uhr.manifests.selection.reference import reference_schema, with_columns
+from uhr.manifests.selection.reference import POSITION, stored_schema, with_columns
 from uhr.manifests.selection.select import Selection, select
 from uhr.manifests.sql import SqlCondition
-from uhr.manifests.writer import Provenance, RowCounts, write_manifest
+from uhr.manifests.writer import Provenance, write_manifest
 
 SPLIT = COLUMNS["split"]
 
@@ -144,27 +144,19 @@ def slice_manifest(
 def _write(
     folder: Path, parent: Manifest, options: SliceOptions, selection: Selection, advance: Advance
 ) -> None:
-    by_reference = options.materialise == "none"
     schema = _schema(parent, selection)
     provenance = Provenance.derived(
         parent,
         options.operation(),
         [Parent(id=parent.id, path=places.place_of(parent.path), role="slice of")],
         attachments=_pixels(folder, parent, selection) if options.materialise == "pixels" else (),
-        by_reference=by_reference,
     )
-    if by_reference:
-        counts = RowCounts()
-        seen = parent.take(selection.positions, advance, ("uri", "status", "reason"))
-        collections.deque(counts.watch(seen), maxlen=0)
-        counts.coverage.clear()
-        added = () if selection.splits is None else (SPLIT.name,)
-        columns = [selection.ids.combine_chunks(), pa.array(selection.positions)]
-        columns += [] if selection.splits is None else [selection.splits]
-        rows = pa.table(columns, schema=reference_schema(added)).to_batches()
-        write_manifest(folder, reference_schema(added), rows, provenance, counts=counts)
+    if options.materialise == "none":
+        rows = _references(parent, selection, advance)
+        write_manifest(folder, stored_schema(_added(selection)), rows, provenance, parent=parent)
         return
-    previews = parent.preview_batches(selection.ids.to_pylist()) if parent.info.previews else None
+    shown = bool(parent.with_previews.info.previews)
+    previews = parent.preview_batches(selection.ids.to_pylist()) if shown else None
     write_manifest(folder, schema, _batches(parent, schema, selection, advance), provenance, previews)
 
 
@@ -195,8 +187,25 @@ def _pixels(folder: Path, parent: Manifest, selection: Selection) -> list[Part]:
 
 def _schema(parent: Manifest, selection: Selection) -> pa.Schema:
     """Return the parent's schema; with a split, that column is the last."""
-    added = [] if selection.splits is None else [SPLIT.field()]
-    return with_columns(parent.schema, added)
+    return with_columns(parent.schema, _added(selection))
+
+
+def _added(selection: Selection) -> list[pa.Field]:
+    return [] if selection.splits is None else [SPLIT.field()]
+
+
+def _references(parent: Manifest, selection: Selection, advance: Advance) -> Iterator[pa.RecordBatch]:
+    """Yield the rows as the parts of a slice by reference have them."""
+    columns = [selection.ids.combine_chunks(), pa.array(selection.positions)]
+    columns += [] if selection.splits is None else [selection.splits]
+    rows = pa.table(columns, schema=stored_schema(_added(selection)))
+    passed = 0
+    for batch in rows.to_batches(max_chunksize=GROUP_ROWS):
+        yield batch
+        end = batch.column(POSITION.name)[-1].as_py() + 1
+        advance(end - passed)
+        passed = end
+    advance(parent.info.counts["rows"] - passed)
 
 
 def _batches(

@@ -17,6 +17,7 @@ from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
+from uhr.manifests.selection.reference import own_fields
 from uhr.manifests.sql import literal, quoted
 
 REVIEW = "review"
@@ -240,9 +241,9 @@ def _values_in(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> dic
     """
     rows = sum(part.rows for part in manifest.info.parts)
     nulls = dict.fromkeys(manifest.schema.names, 0)
-    counted = set(nulls)
+    counted = set(nulls).intersection(manifest.stored_schema.names)
     for part in manifest.info.parts:
-        with parquet.opened(manifest.files / part.path) as file:
+        with parquet.opened(manifest.path / part.path) as file:
             for group in range(file.num_row_groups):
                 metadata = file.metadata.row_group(group)
                 for number in range(metadata.num_columns):
@@ -269,7 +270,10 @@ def _coverage(values: Mapping[str, int], manifest: Manifest) -> Iterator[VerifyF
         if name in stated and count != stated[name]:
             what = f"has {count:,} values in the parts, and manifest.json says {stated[name]:,}"
             yield VerifyFault("coverage", name, what)
-    for name in sorted({*manifest.schema.names} ^ {*stated}):
+    names = set(manifest.schema.names)
+    if manifest.parent is not None:
+        names = {field.name for field in own_fields(manifest.stored_schema)}
+    for name in sorted(names ^ {*stated}):
         where = "only in the parts" if name not in stated else "only in the coverage of manifest.json"
         yield VerifyFault("coverage", name, f"is {where}")
 
@@ -291,7 +295,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterat
 
 
 def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
-    ids = [parquet.read(manifest.files / part.path, ["sample_id"]) for part in manifest.info.previews]
+    ids = [parquet.read(manifest.path / part.path, ["sample_id"]) for part in manifest.info.previews]
     if not ids:
         return
     connection.register("previews", pa.concat_tables(ids))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from uhr.base import parquet
 from uhr.base.console import Advance, counted
@@ -21,8 +23,8 @@ from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
 from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
-from uhr.manifests.selection.reference import parent_of
-from uhr.manifests.verify.checks import VerifyFault, check_rows
+from uhr.manifests.selection.reference import KEYS, POSITION, parent_of
+from uhr.manifests.verify.checks import VerifyFault, check_rows, place_of_row
 from uhr.pixels.types import PixelFault
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
             if found:
                 return _result(path, info, checks, faults)
             manifest = Manifest.open(path)
+            found = list(_references(manifest))
+            faults += found
+            if found:
+                return _result(path, info, checks, faults)
         faults += _schema(manifest)
         checks += ["identity", "order", "verdicts", "counts", "ranges", "coverage", "previews"]
         if not any(fault.check == "schema" for fault in faults):
@@ -97,7 +103,7 @@ def _result(path: Path, info: ManifestInfo, checks: list[str], faults: list[Veri
 
 
 def _parent(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
-    """Check that the parent of a slice by reference has the bytes that its `manifest.json` names."""
+    """Check that the parent of a manifest by reference has the bytes that its `manifest.json` names."""
     try:
         parent = parent_of(path, info, Manifest.open)
     except UserError as error:
@@ -108,6 +114,26 @@ def _parent(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
         yield VerifyFault("parent", f"{parent.name}/{fault.where}", fault.what)
     if own.by_reference:
         yield from _parent(parent.path, own)
+
+
+def _references(manifest: Manifest) -> Iterator[VerifyFault]:
+    """Rows of a manifest by reference that are not those at their positions in the parent."""
+    assert manifest.parent is not None
+    last, rows = -1, manifest.parent.info.counts["rows"]
+    for group in manifest.row_groups():
+        own = manifest.stored(group, [column.name for column in KEYS])
+        positions = own[POSITION.name].to_numpy()
+        before = np.concatenate([[last], positions[:-1]])
+        wrong = (positions <= before) | (positions >= rows)
+        if not wrong.any():
+            theirs = list(manifest.parent.take(positions, columns=["sample_id"]))
+            ids = pa.chunked_array([batch.column("sample_id") for batch in theirs], pa.string())
+            wrong = ~np.asarray(pc.call_function("equal", [own["sample_id"], ids]).fill_null(False))
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            named = f"row {positions[first]} of the parent: {place_of_row(manifest, group.start + first)}"
+            yield VerifyFault("identity", "sample_id", f"is not that of {named}", int(wrong.sum()))
+        last = positions[-1] if len(positions) else last
 
 
 def _parts(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
@@ -158,7 +184,7 @@ def _id(manifest: Manifest) -> Iterator[VerifyFault]:
 
 def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
     for part in manifest.info.parts[1:]:
-        if not parquet.schema_of(manifest.files / part.path).equals(manifest.schema):
+        if not parquet.schema_of(manifest.path / part.path).equals(manifest.stored_schema):
             yield VerifyFault("schema", part.path, "has another schema than the first part")
     for column in BASE:
         if column.name not in manifest.schema.names:

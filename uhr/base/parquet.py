@@ -7,12 +7,13 @@ are given. An open file has none of these.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.abc
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,58 @@ def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
         form = ds.ParquetFileFormat()
         fragments = [form.make_fragment(files.enter_context(open(path, "rb"))) for path in paths]
         yield ds.FileSystemDataset(fragments, schema, form)
+
+
+Read = Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+"""Yields the rows of a table in order, with these of its columns, in this order."""
+
+
+def streamed(schema: pa.Schema, read: Read) -> ds.Dataset:
+    """Return rows that have no files of their own as an Arrow dataset. `read` is called for each scan."""
+    return _streamed_class()(schema, read)
+
+
+@functools.cache
+def _streamed_class() -> type[ds.Dataset]:
+    with _without_pandas():
+        import pyarrow.dataset as ds
+
+    class Streamed(ds.Dataset):
+        """What DuckDB uses of a dataset: its schema, and a scanner that gives a reader."""
+
+        def __init__(self, schema: pa.Schema, read: Read) -> None:
+            self._schema, self._read = schema, read
+
+        @property
+        def schema(self) -> pa.Schema:
+            return self._schema
+
+        def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **options: Any) -> Any:
+            return _Scan(self._schema, self._read, columns, filter)
+
+    class _Scan:
+        def __init__(
+            self, schema: pa.Schema, read: Read, columns: Sequence[str] | None, condition: Any
+        ) -> None:
+            self._columns = schema.names if columns is None else list(columns)
+            self._read, self._condition = read, condition
+            self.projected_schema = pa.schema([schema.field(name) for name in self._columns])
+            # an expression does not tell its columns, but its text has their names
+            text = "" if condition is None else str(condition)
+            self._needed = [name for name in schema.names if name in self._columns or name in text]
+
+        def to_reader(self) -> pa.RecordBatchReader:
+            return pa.RecordBatchReader.from_batches(self.projected_schema, self._batches())
+
+        def _batches(self) -> Iterator[pa.RecordBatch]:
+            for batch in self._read(self._needed):
+                if self._condition is None:
+                    yield batch.select(self._columns)
+                else:
+                    rows = ds.InMemoryDataset(batch)
+                    yield from rows.scanner(columns=self._columns, filter=self._condition).to_batches()
+
+    return Streamed
 
 
 def batches(path: Path) -> pa.ipc.RecordBatchFileReader:

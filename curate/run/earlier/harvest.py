@@ -107,11 +107,11 @@ def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> N
     if path.exists():
         return
     info, rows = manifest.info, _ManifestRows(manifest, without)
-    place = places.place_of(manifest.path)
-    # other machines have no copy of it, but those of a slice by reference are made on this one
-    named = in_store(place) and manifest.files == manifest.path
+    place, shown = places.place_of(manifest.path), manifest.with_previews
+    # other machines have no copy of it
+    named = in_store(place) and shown is manifest
     files = tuple(
-        (p.path if named else str((manifest.files / p.path).resolve()), p.rows) for p in info.previews
+        (p.path if named else str((shown.path / p.path).resolve()), p.rows) for p in shown.info.previews
     )
     made = EarlierInfo(
         origin=Parent(id=info.id, path=place, role=REUSED),
@@ -197,8 +197,9 @@ class _ManifestRows:
 
     def _previews(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        for part in self._manifest.info.previews:
-            ids = parquet.read(self._manifest.files / part.path, ["sample_id"])["sample_id"].to_pylist()
+        shown = self._manifest.with_previews
+        for part in shown.info.previews:
+            ids = parquet.read(shown.path / part.path, ["sample_id"])["sample_id"].to_pylist()
             found.update(zip(ids, itertools.count(len(found))))
         return found
 
