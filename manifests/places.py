@@ -209,6 +209,8 @@ def _staged(out: str, option: str) -> Generator[Path]:
     if store.exists(FILE):
         raise UserError(f"{out} already contains a manifest", f"name another prefix with {option}")
     check_outside(out)
+    # it may take hours until there is something to put there
+    store.probe()
     cache = user_cache(_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as folder:

@@ -143,8 +143,20 @@ def test_a_store_that_keeps_failing_is_one_line_with_the_fix(s3, monkeypatch, fa
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):
-    with pytest.raises(StoreError, match="there is no such bucket"):
-        open_store(f"s3://{s3.bucket}-nowhere/x").write("a", b"1")
+    store = open_store(f"s3://{s3.bucket}-nowhere/x")
+    for write in (lambda: store.write("a", b"1"), store.probe, lambda: store.create("a", b"1")):
+        with pytest.raises(StoreError) as error:
+            write()
+        assert str(error.value) == (
+            f"s3://{s3.bucket}-nowhere: there is no such bucket: make the bucket, or name another"
+        )
+
+
+def test_a_probe_that_is_refused_names_the_prefix(s3):
+    s3.fault = lambda method, path: 403
+    with pytest.raises(StoreError, match=rf"^s3://{s3.bucket}/x: access is denied") as error:
+        open_store(f"s3://{s3.bucket}/x").probe()
+    assert "probe" not in str(error.value)
 
 
 def test_missing_credentials_and_a_store_that_is_not_there_are_one_line(s3, monkeypatch, tmp_path):

@@ -220,9 +220,10 @@ class ObjectStore(Store):
             self._files.rm_file(f"{self._root}/{name}")
 
     def probe(self) -> None:
-        name = f".probe-{uuid.uuid4().hex}"
-        self.write(name, b"")
-        self.delete(name)
+        path = f"{self._root}/.probe-{uuid.uuid4().hex}"
+        with self._store_errors(""):
+            self._files.pipe_file(path, b"")
+            self._files.rm_file(path)
 
     def work_folder(self) -> Path:
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
@@ -385,7 +386,10 @@ class ObjectStore(Store):
             if description is None:
                 raise
             what, fix = description
-            raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
+            place = self.place(name) if name else self.text
+            if fix == _NO_BUCKET[1]:
+                place = f"s3://{self._root.partition('/')[0]}"
+            raise StoreError(f"{place}: {what}", fix) from error
 
 
 def _version(size: int, etag: str | None) -> str:
@@ -423,6 +427,8 @@ def _file_system(protocol: str, text: str) -> Any:
     return found
 
 
+_NO_BUCKET = "there is no such bucket", "make the bucket, or name another"
+
 _KINDS = {
     "NoCredentialsError": ("there are no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     "PartialCredentialsError": (
@@ -435,7 +441,7 @@ _KINDS = {
         "check AWS_ENDPOINT_URL and the network; the same command resumes it",
     ),
     "PermissionError": ("access is denied", "check the credentials, and what they may do with the bucket"),
-    "FileNotFoundError": ("there is no such bucket", "make the bucket, or name another"),
+    "FileNotFoundError": ("it was removed meanwhile", "repeat the command"),
 }
 """What happened and the fix, by the name of the client library's or Python's exception class."""
 
@@ -453,6 +459,8 @@ def _described(error: Exception) -> tuple[str, str] | None:
     if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
         return None
     text_of_error = one_line(error)
+    if "FileNotFoundError" in kinds and "bucket" in text_of_error:
+        return _NO_BUCKET
     for kind in kinds:
         if kind in _KINDS:
             what, fix = _KINDS[kind]

@@ -66,18 +66,16 @@ def take(out: Path | str, folder: Path, without: Collection[str] = ()) -> None:
         of_manifest(Manifest.open(out), folder, without)
         return
     units = _units_at(out)
-    if RunFile.exists(units):
-        run = RunFile.read(units)
-        state = fingerprint([run.fingerprint, run.inputs, sorted(p.name for p in units.iterdir())])
-        origin = Parent(id=state, path=_place(out), role=UNFINISHED)
-        of_units(units, folder, state[:16], without, origin)
-    else:
-        what = "an unfinished run of an earlier version" if units.is_dir() else "no run"
-        raise UserError(f"--reuse: {out} contains {what}", "name the folder of a manifest or of a run")
+    run = RunFile.read(units)
+    state = fingerprint([run.fingerprint, run.inputs, sorted(p.name for p in units.iterdir())])
+    origin = Parent(id=state, path=_place(out), role=UNFINISHED)
+    of_units(units, folder, state[:16], without, origin)
 
 
 def redactions_at(out: Path | str) -> list[Redaction]:
-    """Return what was forgotten from a manifest or from those that an unfinished run has taken over."""
+    """Return what was forgotten from a manifest or from those that an unfinished run has taken over. Raises
+    UserError as `take` does.
+    """
     if places.is_manifest_at(out):
         return places.info_at(out).redactions
     return merged(each.redactions for each in origins(_units_at(out)))
@@ -88,9 +86,17 @@ def _place(out: Path | str) -> str:
 
 
 def _units_at(out: Path | str) -> Path:
-    """Return the folder of the units of a run; for an address that of a copy, with what is there now."""
-    if not in_store(out):
-        return Path(out) / UNITS
+    """Return the folder of the units of an unfinished run; for an address that of a copy, with what is there
+    now. Raises UserError if there is no run.
+    """
+    units = _copied_units(out) if in_store(out) else Path(out) / UNITS
+    if not RunFile.exists(units):
+        what = "an unfinished run of an earlier version" if units.is_dir() else "no run"
+        raise UserError(f"--reuse: {out} contains {what}", "name the folder of a manifest or of a run")
+    return units
+
+
+def _copied_units(out: str) -> Path:
     store = ObjectStore(out)
     units = store.work_folder() / "reuse" / UNITS
     if f"{UNITS}/{RUN_FILE}" in store.names():

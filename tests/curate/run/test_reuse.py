@@ -175,7 +175,8 @@ def test_what_cannot_be_reused_is_one_line(lab):
     tree = lab.pipeline("Red")
     first = lab.run(tree)
     with pytest.raises(UserError, match="contains no run"):
-        lab.run(tree, reuse=(lab.source,))
+        lab.run(tree, out=lab.folder / "none", reuse=(lab.source,))
+    assert not (lab.folder / "none").exists()
     with pytest.raises(UserError, match="is the folder of this run"):
         lab.run(tree, out=first.path, reuse=(first.path,))
     with pytest.raises(UserError, match="did you mean stage error"):
