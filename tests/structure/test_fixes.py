@@ -106,7 +106,9 @@ ELSEWHERE = {
                 "eval generate",
                 "eval run",
             ): "--set --steps --option --prompts --first --device --engine --workers",
-            ("eval run",): "--checkpoints --protocol --references --weights --allow-missing --images",
+            (
+                "eval run",
+            ): "--checkpoints --protocol --references --weights --allow-missing --images --trained-on --clip",
         }.items()
         for option in options.split()
     },

@@ -279,6 +279,13 @@ def run_(
             "references share with it is reported. Repeatable.",
         ),
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="The CLIP model of the data's embeddings: prompts and references are also compared by it.",
+        ),
+    ] = None,
     reuse: Annotated[
         Path | None,
         typer.Option(
@@ -329,6 +336,7 @@ def run_(
     from uhr.runtime.pool import Pool
     from uhr.train.evaluate import show
     from uhr.train.evaluate.job import evaluate
+    from uhr.train.evaluate.overlap.lineage import Trained
     from uhr.train.evaluate.result import open_result
 
     _check_target(checkpoints, name, images, {"--sampler": sampler, "--steps": steps, "--option": option})
@@ -356,13 +364,22 @@ def run_(
         }
         facts = evaluate_checkpoints(
             CheckpointJob(
-                run, chosen_steps(run, checkpoints), loaded.protocol, items, out, sampling, scoring, pool
+                run,
+                chosen_steps(run, checkpoints),
+                loaded.protocol,
+                items,
+                out,
+                sampling,
+                scoring,
+                pool,
+                clip,
             )
         )
         console.emit(facts, as_json, lambda facts: show.print_checkpoints(facts, out))
         return
     assert images is not None
-    found = evaluate(loaded.protocol, items, images, out=out, trained_on=trained_on or [], **scoring)
+    trained = Trained(trained_on or (), clip)
+    found = evaluate(loaded.protocol, items, images, out=out, trained=trained, **scoring)
     value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
     console.emit(value, as_json, lambda _: show.print_result(found))
 

@@ -10,8 +10,10 @@ from uhr.base.files import user_path
 from uhr.base.run_folder import RunFolder
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import NO_LIMITS
-from uhr.train.evaluate import choice, overlap
+from uhr.train.evaluate import choice
 from uhr.train.evaluate.images import find, find_references
+from uhr.train.evaluate.overlap.compare import compare
+from uhr.train.evaluate.overlap.lineage import Trained
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
@@ -27,7 +29,7 @@ def evaluate(
     out: Path,
     weights: Sequence[str] = (),
     allow_missing: bool = False,
-    trained_on: Sequence[Path] = (),
+    trained: Trained = Trained(),
     complete: bool = True,
     reuse: Result | None = None,
     seed: int = 0,
@@ -40,7 +42,7 @@ def evaluate(
         references: a folder or a manifest; None if there are none.
         weights: `METRIC=PATH` for the weights of metrics (`choice.parse_weights`).
         allow_missing: whether metrics that cannot be computed are left out.
-        trained_on: manifests, encoded data or runs that the model was trained on.
+        trained: what the model was trained on.
         complete: whether the items are all of the protocol's.
         reuse: a finished result whose features of the references are taken over.
         seed: of all resampling.
@@ -54,7 +56,7 @@ def evaluate(
         warn(f"{protocol.name} has no references: {references} is not used")
     known = None if kind == "none" else kind
     chosen, missing = choice.choose(protocol, named, known, allow_missing)
-    training = overlap.training_manifests(map(user_path, trained_on))
+    training = trained.open()
     found = find(user_path(images), items)
     refs = None
     if references is not None and kind != "none":
@@ -76,7 +78,7 @@ def evaluate(
         complete=complete,
         seed=seed,
         reuse=reuse,
-        overlap=overlap.compare(training, items, refs) if training else None,
+        overlap=None if training is None else compare(training, items, refs, device),
     )
     return run(job)
 

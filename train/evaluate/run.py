@@ -33,7 +33,7 @@ from uhr.runtime.units import Runner, UnitPlan, run_units
 from uhr.train.evaluate import bootstrap, prompts, result
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.images import ImageRef, ImageSet, References
-from uhr.train.evaluate.overlap import Overlap
+from uhr.train.evaluate.overlap.compare import Overlap
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import (

@@ -9,7 +9,7 @@ from typing import Any
 from uhr.base.console import command, counted, say, shown, table
 from uhr.base.formatting import number
 from uhr.train.evaluate.choice import grouped
-from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.overlap.compare import describe
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import SCORES, ColumnResult, Result
 

@@ -9,7 +9,7 @@ from typing import Any
 from uhr.base.files import atomic, saving
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.template import template
-from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.overlap.compare import describe
 from uhr.train.evaluate.result import ColumnResult, MissingMetric
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
 

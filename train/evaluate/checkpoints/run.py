@@ -31,6 +31,7 @@ from uhr.models.generate.request import Adapter, Request
 from uhr.runtime.pool import Pool
 from uhr.train.evaluate.generate import generate
 from uhr.train.evaluate.job import evaluate
+from uhr.train.evaluate.overlap.lineage import Trained
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
@@ -53,6 +54,7 @@ class CheckpointJob:
         run: the folder of the training run. steps: of the checkpoints.
         sampling: fields of a request that replace the recipe's: sampler, options, steps, device.
         scoring: the arguments of `job.evaluate` that all checkpoints share.
+        clip: the CLIP model of the training data's embeddings.
     """
 
     run: Path
@@ -63,6 +65,7 @@ class CheckpointJob:
     sampling: Mapping[str, Any]
     scoring: Mapping[str, Any]
     pool: Pool
+    clip: str | None = None
 
 
 def chosen_steps(run: Path, text: str) -> list[int]:
@@ -116,21 +119,21 @@ def _evaluate(job: CheckpointJob, step: int, first: Result | None) -> Result:
         job.items,
         place / "images",
         out=place / "result",
-        trained_on=_data(job.run),
+        trained=_trained(job),
         **scoring,
     )
 
 
-def _data(run: Path) -> list[Path]:
-    """The run, if its training data are where they were."""
-    from uhr.train.evaluate.overlap import training_manifests
+def _trained(job: CheckpointJob) -> Trained:
+    """The training data of the run, if they are where they were."""
+    from uhr.train.evaluate.overlap.lineage import training_data
 
     try:
-        training_manifests([run])
+        training_data([job.run])
     except UserError as error:
         warn(f"the overlap with the training data is not computed: {error.what}")
-        return []
-    return [run]
+        return Trained()
+    return Trained((job.run,), job.clip)
 
 
 def _request(job: CheckpointJob, export_to: Path, step: int) -> Request:

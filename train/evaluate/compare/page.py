@@ -24,9 +24,10 @@ from uhr.train.evaluate.bootstrap import LEAST_PROMPTS, Difference
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
 from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file, spaced
+from uhr.train.evaluate.compare.tables import overlap_rows
 from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.images import ImageRef
-from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.overlap.compare import describe
 from uhr.train.evaluate.result import ResultInfo
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
 
@@ -94,6 +95,7 @@ def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
         "least": LEAST_PROMPTS,
         "arms": found.arms,
         "columns": [_column(found, column) for column in found.columns],
+        "overlap": overlap_rows(arm.info for arm in found.arms),
         "differences": [one for column in found.columns for one in _differences(found, column)],
         "rows": rows,
         "shown": len(rows),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
 from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.comparison import ComparedColumn, Comparison
-from uhr.train.evaluate.overlap import describe
-from uhr.train.evaluate.result import ColumnResult
+from uhr.train.evaluate.overlap.compare import cells, describe
+from uhr.train.evaluate.result import ColumnResult, ResultInfo
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
 
 
@@ -25,6 +25,7 @@ def print_comparison(found: Comparison) -> None:
         [column.name, ARROWS[column.better], *(_cell(value) for value in column.values)]
         for column in found.columns
     ]
+    rows += [[name, "", *values] for name, values in overlap_rows(arm.info for arm in found.arms)]
     table(("value", "", *(arm.name for arm in found.arms)), rows)
     paired = [
         [column.name, ARROWS[column.better], *(_difference(column, at) for at in range(1, len(found.arms)))]
@@ -48,6 +49,12 @@ def _notes(found: Comparison) -> list[str]:
             names.setdefault(note, []).append(arm.name)
     every = len(found.arms)
     return [note if len(arms) == every else f"{', '.join(arms)}: {note}" for note, arms in names.items()]
+
+
+def overlap_rows(infos: Iterable[ResultInfo]) -> list[tuple[str, list[str]]]:
+    """Rows of a table: how many prompts and references are in the training data, a cell per arm."""
+    found = [cells(info.overlap) for info in infos]
+    return [(name, [each[name] for each in found]) for name in found[0]]
 
 
 def _cell(value: ColumnResult | None) -> str | None:
@@ -76,15 +83,24 @@ def _csv(found: Comparison) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     own = ("protocol", "method", "value", "better", "mean", "low", "high", "spread", "spread_of", "n")
-    writer.writerow([*own, "difference", "difference_low", "difference_high", "wins"])
+    overlap = [cells(arm.info.overlap) for arm in found.arms]
+    ends = ("difference", "difference_low", "difference_high", "wins", *_named(overlap[0]))
+    writer.writerow([*own, *ends])
     for column in found.columns:
-        for arm, value, difference in zip(found.arms, column.values, column.differences, strict=True):
+        values = zip(found.arms, column.values, column.differences, overlap, strict=True)
+        for arm, value, difference, shared in values:
             if value is None:
                 continue
             numbers = [value.value, value.low, value.high, value.spread, value.spread_of, value.n]
             apart = [None] * 4 if difference is None else [*difference]
-            writer.writerow([arm.info.protocol.id, arm.name, column.name, column.better, *numbers, *apart])
+            row = [arm.info.protocol.id, arm.name, column.name, column.better, *numbers, *apart]
+            writer.writerow([*row, *shared.values()])
     return out.getvalue()
+
+
+def _named(names: Iterable[str]) -> list[str]:
+    """Names as columns of a CSV."""
+    return [name.replace(" ", "_") for name in names]
 
 
 def _md(found: Comparison) -> str:
@@ -93,6 +109,9 @@ def _md(found: Comparison) -> str:
         [arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)]
         for number, arm in enumerate(found.arms)
     ]
+    for name, values in overlap_rows(arm.info for arm in found.arms):
+        head.append(name)
+        rows = [[*row, value] for row, value in zip(rows, values, strict=True)]
     return f"{markdown(head, rows)}\n\n{_caption(found)}\n"
 
 
@@ -108,15 +127,18 @@ def _latex(found: Comparison) -> str:
         "Method",
         *(f"{escaped(column.metric)} {arrows[column.better]}".strip() for column in found.columns),
     ]
+    overlap = overlap_rows(arm.info for arm in found.arms)
+    head += [name for name, _ in overlap]
     lines = [
         r"% needs \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{l{'c' * len(found.columns)}}}",
+        rf"\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}",
         r"\toprule",
     ]
     lines += [" & ".join(head) + r" \\", r"\midrule"]
     for number, arm in enumerate(found.arms):
-        cells = [_latex_cell(column.values[number]) for column in found.columns]
-        lines.append(" & ".join([escaped(arm.name), *cells]) + r" \\")
+        row = [_latex_cell(column.values[number]) for column in found.columns]
+        row += [values[number].replace("≥", r"$\geq$").replace("–", "--") for _, values in overlap]
+        lines.append(" & ".join([escaped(arm.name), *row]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", f"% {_caption(found)}"]
     return "\n".join(lines) + "\n"
 

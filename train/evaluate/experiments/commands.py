@@ -130,6 +130,7 @@ def _evaluate(experiment: Experiment, run: ArmRun, recipe: RecipeBase, machine: 
         *("eval", "run", run.run, "--checkpoints", recipe.steps, "--protocol", experiment.protocol),
         *_protocol(experiment),
         *_scoring(experiment),
+        *_clip(experiment),
         *([] if arm.sampler is None else ["--sampler", arm.sampler]),
         *([] if arm.steps is None else ["--steps", arm.steps]),
         *_each("--option", arm.options),
@@ -172,6 +173,8 @@ def _score(experiment: Experiment, run: ArmRun, machine: Machine) -> Step:
         *("eval", "run", experiment.protocol, "--images", run.images),
         *_protocol(experiment),
         *_scoring(experiment),
+        *_each("--trained-on", run.arm.trained_on),
+        *(_clip(experiment) if run.arm.trained_on else []),
         *_place(machine),
         *("--out", run.result),
     )
@@ -193,6 +196,10 @@ def _scoring(experiment: Experiment) -> list[object]:
         *_each("--weights", experiment.weights),
         *(["--allow-missing"] if experiment.allow_missing else []),
     ]
+
+
+def _clip(experiment: Experiment) -> list[object]:
+    return [] if experiment.clip is None else ["--clip", experiment.clip]
 
 
 def _place(machine: Machine) -> list[object]:

@@ -27,7 +27,8 @@ class ExperimentArm(Config):
             is trained, and the arm has one set of images whatever the number of training seeds.
         set: values of the recipe (`--set`); data, init: of `uhr train run`.
         sampler: of the images. None is the recipe's.
-        adapters: published weights (`--adapter`) of an arm that is not trained.
+        adapters: published weights (`--adapter`) of an arm that is not trained; trained_on: their training
+            data, of `uhr eval run`.
         steps, guidance, options: of the sampler; the guidance of a trained arm is `sampling.guidance` of its
             recipe.
     """
@@ -42,6 +43,7 @@ class ExperimentArm(Config):
     init: tuple[str, ...] = ()
     sampler: str | None = None
     adapters: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
     steps: int | None = Field(None, ge=1)
     guidance: float | None = None
     options: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class ExperimentArm(Config):
             raise ValueError("a recipe needs data: a list of folders that `uhr train encode` wrote")
         if self.adapters:
             raise ValueError("adapters of a trained arm are its init")
+        if self.trained_on:
+            raise ValueError("a trained arm was trained on its data: leave trained_on out")
         if self.guidance is not None:
             raise ValueError("the guidance of a trained arm is a value of its recipe: set sampling.guidance")
         if any(change.partition("=")[0].strip() == "seed" for change in self.set):
@@ -80,7 +84,7 @@ class Experiment(Config):
 
     Args:
         protocol: a name of `uhr eval protocols`, or a YAML file; protocol_set: values that are changed.
-        prompts, first, references, weights, allow_missing: as the options of `uhr eval run`.
+        prompts, first, references, weights, allow_missing, clip: as the options of `uhr eval run`.
         seeds: of training; each trained arm is trained once with each of them.
         arms: by name; the first is the one that the others are compared with.
     """
@@ -94,6 +98,7 @@ class Experiment(Config):
     references: str | None = None
     weights: tuple[str, ...] = ()
     allow_missing: bool = False
+    clip: str | None = None
     seeds: tuple[int, ...] = (0,)
     arms: dict[str, ExperimentArm]
 

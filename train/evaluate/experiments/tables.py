@@ -13,7 +13,7 @@ from uhr.base.formatting import duration, gibibytes
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.tables import escaped, markdown
 from uhr.train.evaluate.experiments.budgets import EXACT, MEASURED
-from uhr.train.evaluate.overlap import describe
+from uhr.train.evaluate.overlap.compare import describe
 from uhr.train.evaluate.result import MissingMetric
 from uhr.train.evaluate.show import ARROWS, precise
 

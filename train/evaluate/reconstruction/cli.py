@@ -74,6 +74,13 @@ def vae(
             "reported. Repeatable.",
         ),
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="The CLIP model of the data's embeddings: images are also compared by it.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     workers: Annotated[
@@ -86,6 +93,7 @@ def vae(
     from uhr.models.loading.opening import ModelName
     from uhr.runtime.pool import Pool
     from uhr.train.evaluate import protocol, show
+    from uhr.train.evaluate.overlap.lineage import Trained
     from uhr.train.evaluate.reconstruction.run import PROTOCOL, VaeJob, evaluate_vae
 
     found = evaluate_vae(
@@ -99,7 +107,7 @@ def vae(
             first=first,
             weights=weights or (),
             allow_missing=allow_missing,
-            trained_on=trained_on or (),
+            trained=Trained(trained_on or (), clip),
             seed=seed,
             device=str(pick_device(device)),
         )

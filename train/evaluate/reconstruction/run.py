@@ -11,7 +11,7 @@ The same command resumes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from uhr.base.files import atomic, or_half_written, saving, user_path, write_jso
 from uhr.base.run_folder import RunFolder
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import NO_LIMITS
-from uhr.train.evaluate import choice, overlap, run
+from uhr.train.evaluate import choice, run
 from uhr.train.evaluate.images import ImageRef, ImageSet, References, find_references
+from uhr.train.evaluate.overlap.compare import compare
+from uhr.train.evaluate.overlap.lineage import Trained
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
@@ -52,7 +54,7 @@ class VaeJob:
         first: only so many images; None for all.
         weights: of metrics, `METRIC=PATH` (`choice.parse_weights`).
         allow_missing: whether metrics that cannot be computed are left out.
-        trained_on: manifests, encoded data or runs that the VAE was trained on.
+        trained: what the VAE was trained on.
         seed: of all resampling.
     """
 
@@ -65,7 +67,7 @@ class VaeJob:
     first: int | None = None
     weights: Sequence[str] = ()
     allow_missing: bool = False
-    trained_on: Sequence[Path] = ()
+    trained: Trained = field(default_factory=Trained)
     seed: int = 0
     device: str = "cpu"
 
@@ -80,7 +82,7 @@ def evaluate_vae(job: VaeJob) -> Result:
     chosen, missing = choice.choose(
         job.protocol, choice.parse_weights(job.protocol, job.weights), "paired", job.allow_missing
     )
-    training = overlap.training_manifests(map(user_path, job.trained_on))
+    training = job.trained.open()
     references, names = _images(job.place, job.first)
     items = [
         EvalItem(at, f"{at:07d}", name, at, 0, ref.size())
@@ -117,7 +119,7 @@ def evaluate_vae(job: VaeJob) -> Result:
             allow_missing=job.allow_missing,
             complete=job.first is None,
             seed=job.seed,
-            overlap=overlap.compare(training, (), references) if training else None,
+            overlap=None if training is None else compare(training, (), references, job.device),
             layout=LAYOUT,
         )
     )
