@@ -16,7 +16,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,15 @@ class Page:
         code = codes.get(key, ord(key.upper()[0]))
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def fingers(self, *paths: Sequence[tuple[float, float]]) -> None:
+        """Put a finger on the first place of each path, move all of them along together, and lift them."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=5)
+        for at, places in enumerate(zip(*paths, strict=True)):
+            points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+            kind = "touchMove" if at else "touchStart"
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def resize(self, width: int, height: int = 900) -> None:
         """Give the window this size in px."""

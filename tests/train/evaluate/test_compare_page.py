@@ -167,3 +167,46 @@ def test_a_narrow_dark_window_can_be_read(open_page, browser):
         )
         assert bottom > top
         assert page.faults == []
+
+
+TRANSFORMS = "[...document.querySelectorAll('.pane img')].map((one) => one.style.transform)"
+
+
+def placed(page):
+    """The one placement of both images: x, y, scale."""
+    import re
+
+    one, other = page.run(TRANSFORMS)
+    assert one == other
+    return tuple(map(float, re.findall(r"-?[\d.]+(?:e-?\d+)?", one)))
+
+
+def test_two_fingers_zoom_both_images_about_their_middle(open_page, browser):
+    with browser.page(390, 844) as page:
+        open_page(page)
+        page.click(".open")
+        loaded(page)
+        page.click("#one")
+        x, y, scale = placed(page)
+        left, top = page.run(
+            "(() => { const b = document.querySelector('#pane-left').getBoundingClientRect();"
+            " return [b.x, b.y]; })()"
+        )
+        # both fingers go from 40 to 120 px apart, and their middle goes 10 px to the right
+        page.fingers(
+            [(left + 180, top + 90), (left + 165, top + 90), (left + 150, top + 90)],
+            [(left + 220, top + 90), (left + 245, top + 90), (left + 270, top + 90)],
+        )
+        after = placed(page)
+        assert after[2] == pytest.approx(3 * scale, rel=1e-6)
+        # what was under the middle still is
+        assert (200 - x) / scale == pytest.approx((210 - after[0]) / after[2], abs=0.01)
+        assert (90 - y) / scale == pytest.approx((90 - after[1]) / after[2], abs=0.01)
+        # one finger of the other image moves both, and nothing is held afterwards
+        bottom = page.run("document.querySelector('#pane-right').getBoundingClientRect().y")
+        page.fingers([(left + 100, bottom + 50), (left + 130, bottom + 30)])
+        moved = placed(page)
+        assert moved == pytest.approx((after[0] + 30, after[1] - 20, after[2]))
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + 10, y=top + 10)
+        assert placed(page) == moved
+        assert page.faults == []

@@ -39,6 +39,11 @@ def test_votes_on_the_page_are_counted_for_the_right_result(study, browser, uhr,
             if number < 3:
                 page.click("#next")
         assert "8 of 12 answered" in page.text("#said")
+        transforms = "[...document.querySelectorAll('.pane img')].map((one) => one.style.transform)"
+        before = page.run(transforms)
+        page.fingers([(200, 200), (190, 200)], [(260, 200), (310, 200)])
+        one, other = page.run(transforms)
+        assert one == other != before[0]
         page.run("HTMLAnchorElement.prototype.click = function () { window.saved = this.href; }")
         page.click("#save")
         saved = page.run("window.saved")

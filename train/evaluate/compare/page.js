@@ -1,26 +1,19 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const viewer = byId("viewer"), panes = byId("panes");
   const sides = { left: byId("pane-left"), right: byId("pane-right") };
-  // scale is image px to CSS px; x and y are the place of the image's corner in a pane
-  const state = { row: 0, left: 0, right: 1, mode: "side", scale: 1, x: 0, y: 0, other: false, fault: "" };
+  const state = { row: 0, left: 0, right: 1, mode: "side", other: false, fault: "" };
   let opener = null;
 
   const image = (side) => sides[side].querySelector("img");
-  const pixel = () => 1 / (window.devicePixelRatio || 1);
+  // all images of a row have one size
   const here = () => data.rows[state.row].images[state.left];
+  const view = zoomable(panes, [sides.left, sides.right], here, label);
+  const { draw, fit, zoom, pixel } = view;
 
-  function draw() {
-    for (const side of ["left", "right"]) {
-      const one = image(side), size = data.rows[state.row].images[state[side]];
-      one.style.width = `${size.width}px`;
-      one.style.height = `${size.height}px`;
-      one.style.transform = `translate(${state.x}px, ${state.y}px) scale(${state.scale})`;
-      one.classList.toggle("pixels", state.scale >= 0.999 * pixel());
-    }
-    byId("scale").textContent = `${Math.round((100 * state.scale) / pixel())} %`;
+  function label() {
+    byId("scale").textContent = `${Math.round((100 * view.state.scale) / pixel())} %`;
     const other = state.mode === "flip" && state.other ? " other" : "";
     panes.className = state.mode === "side" ? "" : `over ${state.mode}${other}`;
     viewer.classList.toggle("differs", state.mode === "difference");
@@ -47,25 +40,6 @@
         one.src = of.source;
       }
     }
-    draw();
-  }
-
-  function fit() {
-    const pane = sides.left.getBoundingClientRect(), size = here();
-    state.scale = Math.min(pane.width / size.width, pane.height / size.height);
-    state.x = (pane.width - size.width * state.scale) / 2;
-    state.y = (pane.height - size.height * state.scale) / 2;
-    draw();
-  }
-
-  // zoom about a point of a pane, in CSS px; by default its middle
-  function zoom(scale, x, y) {
-    const pane = sides.left.getBoundingClientRect();
-    const [cx, cy] = x === undefined ? [pane.width / 2, pane.height / 2] : [x, y];
-    const bounded = Math.min(32 * pixel(), Math.max(0.02, scale));
-    state.x = cx - ((cx - state.x) * bounded) / state.scale;
-    state.y = cy - ((cy - state.y) * bounded) / state.scale;
-    state.scale = bounded;
     draw();
   }
 
@@ -122,24 +96,6 @@
   for (const side of ["left", "right"]) {
     byId(side).onchange = (event) => { state[side] = +event.target.value; show(); };
   }
-
-  let held = null;
-  panes.addEventListener("pointerdown", (event) => {
-    held = [event.clientX - state.x, event.clientY - state.y];
-    panes.setPointerCapture(event.pointerId);
-    event.preventDefault();
-  });
-  panes.addEventListener("pointermove", (event) => {
-    if (held === null) return;
-    [state.x, state.y] = [event.clientX - held[0], event.clientY - held[1]];
-    draw();
-  });
-  panes.addEventListener("pointerup", () => { held = null; });
-  panes.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const pane = event.target.closest(".pane") ?? sides.left, box = pane.getBoundingClientRect();
-    zoom(state.scale * 2 ** (-event.deltaY / 240), event.clientX - box.x, event.clientY - box.y);
-  }, { passive: false });
 
   document.addEventListener("keydown", (event) => {
     if (viewer.hidden || event.target.matches("select, input")) return;

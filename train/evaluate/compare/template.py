@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 def template(file: Path) -> jinja2.Template:
-    """Compile a template; it may include the files beside it. Raises UserError if jinja2 is not installed."""
+    """Compile a template; it may include the files beside it, and those of this folder.
+
+    Raises UserError if jinja2 is not installed.
+    """
     try:
         import jinja2
     except ImportError as error:
         raise UserError(f"the page needs jinja2 ({one_line(error)})", install("eval")) from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(file.parent),
+        loader=jinja2.FileSystemLoader([file.parent, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
