@@ -110,8 +110,8 @@ class EarlierInfo(Config):
     """What a file has: where its rows come from, and the stages of which it has results.
 
     stores: the original bytes of images. redactions: of the manifests that its rows come from. preview: the
-    long side of the previews in px; `previews` are the files that have them, or their names in the manifest
-    `origin` if that is in an object store, with their numbers of rows. fetched: the folder or address of what
+    long side of the previews in px, 0 if it is not known; `previews` are the files that have them, with their
+    numbers of rows, and `previews_at` is the manifest in which they have these names. fetched: the folder or address of what
     an unfinished run has fetched.
     """
 
@@ -121,6 +121,7 @@ class EarlierInfo(Config):
     redactions: tuple[Redaction, ...] = ()
     preview: int = 0
     previews: tuple[tuple[str, int], ...] = Field(default=())
+    previews_at: str | None = None
     fetched: str | None = None
 
     def has(self, number: int) -> str:
@@ -201,8 +202,10 @@ class EarlierFile:
         return [(_PreviewFile(self._place(name)), rows) for name, rows in self.info.previews]
 
     def _place(self, name: str) -> Path:
-        origin = self.info.origin
-        return Path(name) if os.path.isabs(name) or origin is None else file_at(origin.path, name)
+        place = self.info.previews_at
+        if place is None and self.info.origin is not None:
+            place = self.info.origin.path
+        return Path(name) if os.path.isabs(name) or place is None else file_at(place, name)
 
 
 class _PreviewFile:

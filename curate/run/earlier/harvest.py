@@ -113,19 +113,16 @@ def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> N
     if path.exists():
         return
     info, rows = manifest.info, _ManifestRows(manifest, without)
-    place, shown = places.place_of(manifest.path), manifest.with_previews
-    # other machines have no copy of it
-    named = in_store(place) and shown is manifest
-    files = tuple(
-        (p.path if named else str((shown.path / p.path).resolve()), p.rows) for p in shown.info.previews
-    )
+    shown = manifest.with_previews
+    files = tuple((part.path, part.rows) for part in shown.info.previews)
     made = EarlierInfo(
-        origin=Parent(id=info.id, path=place, role=REUSED),
+        origin=Parent(id=info.id, path=places.place_of(manifest.path), role=REUSED),
         stages=rows.stages,
         stores=tuple(_stores(manifest)),
         redactions=tuple(info.redactions),
         preview=rows.pipeline.get("preview", 0) if files else 0,
         previews=files,
+        previews_at=places.place_of(shown.path) if files else None,
     )
     with progress("reuse", info.counts["rows"], "rows") as advance:
         write_earlier(path, made, rows.schema, rows.tables(advance))

@@ -68,12 +68,14 @@ class KnownRow:
     def preview(self, long_side: int) -> tuple[bytes, int, int] | None:
         """Return the preview of this size: JPEG, width and height in px; None if it has to be made."""
         for file, row in self._found:
-            if file.info.preview != long_side:
+            if file.info.preview not in (0, long_side):
                 continue
             if row.get("_jpeg") is not None:
                 return row["_jpeg"], row["_preview_width"], row["_preview_height"]
             if row.get(PREVIEW_AT) is not None:
-                return file.preview(row[PREVIEW_AT])
+                found = file.preview(row[PREVIEW_AT])
+                if file.info.preview == long_side or (found and _has_size(found, row, long_side)):
+                    return found
         return None
 
     def patches(self, key: StageKey, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -95,6 +97,12 @@ class KnownRow:
         if not self.searched:
             self.searched = True
             self._found += self._earlier.by_content(content_hash, box)
+
+
+def _has_size(preview: tuple[bytes, int, int], row: Mapping[str, Any], long_side: int) -> bool:
+    """Whether a preview is one of this long side, or its image, being smaller, would give the same."""
+    sides = [row[name] for name in ("width", "height") if row.get(name) is not None]
+    return len(sides) == 2 and max(preview[1:]) == min(long_side, max(sides))
 
 
 class Earlier:

@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.curate.frame import Frame
+from uhr.curate.run.earlier.files import EarlierFile, earlier_files
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sources.blobs import NO_LIMITS
@@ -131,3 +133,37 @@ def test_what_cannot_be_reused_from_a_store_is_one_line(lab, s3):
         lab.in_store(out, tree, reuse=(f"{out}-2",))
     with pytest.raises(UserError, match=f"--reuse {out} is the prefix of this run"):
         lab.in_store(out, tree, reuse=(out,))
+
+
+def test_a_slice_by_reference_in_a_store_lends_its_previews_to_any_machine(lab, s3, uhr, monkeypatch):
+    first, sliced = f"s3://{s3.bucket}/first", f"s3://{s3.bucket}/sliced"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(lab.folder / "cache of one"))
+    tree = {**lab.pipeline("Red"), "preview": 20}
+    changed = {**lab.pipeline("Red", "Odd"), "preview": 20}
+    lab.in_store(first, tree)
+    code, _, errors = uhr(
+        "manifest", "slice", first, "--where", "red < 150", "--materialise", "none", "--out", sliced
+    )
+    assert code == 0, errors
+    assert Manifest.open(sliced).info.by_reference
+    for name in ("i4.png", "i5.png"):
+        (lab.source / name).unlink()
+    oracle = lab.content(lab.run(changed))
+    # the images are of 16 px: the same preview at 30 px, another at 12 px
+    other_sizes = {size: lab.content(lab.run({**changed, "preview": size})) for size in (30, 12)}
+    made = []
+    preview = Frame.preview
+    monkeypatch.setattr(Frame, "preview", lambda *all_: (made.append(all_[1]), preview(*all_))[1])
+    # one machine collects what the slice has, another one does the work
+    out = lab.begin(changed, 1, reuse=(sliced,))
+    shutil.rmtree(lab.folder / "cache of one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(lab.folder / "cache of two"))
+    (file,) = earlier_files(out / "units")
+    assert EarlierFile(file).preview(0) is not None
+    assert lab.content(lab.run(changed, out=out)) == oracle
+    assert lab.calls() == {"Odd": {"i3"}}
+    assert made == []
+    for size, expected in other_sizes.items():
+        again = lab.run({**changed, "preview": size}, reuse=(sliced,))
+        assert lab.content(again) == expected
+        assert made == ([] if size == 30 else [12] * 4)
