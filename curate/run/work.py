@@ -89,7 +89,7 @@ class CurateWork(TaskWork):
         outdated: set[int] = set()
         while True:
             self._lanes.begin()
-            earlier = EarlierRows(self._earlier, self.keys, outdated)
+            earlier = EarlierRows(self._earlier, self.keys, outdated, self.plan.config.limits)
             run = _UnitRun(self, self._judge, items, watch, earlier, self._lanes)
             if plan.part(unit).exists():
                 # only what it passed on in memory is missing

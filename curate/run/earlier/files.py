@@ -111,8 +111,8 @@ class EarlierInfo(Config):
 
     stores: the original bytes of images. redactions: of the manifests that its rows come from. preview: the
     long side of the previews in px, 0 if it is not known; `previews` are the files that have them, with their
-    numbers of rows, and `previews_at` is the manifest in which they have these names. fetched: the folder or address of what
-    an unfinished run has fetched.
+    numbers of rows, and `previews_at` is the manifest in which they have these names. fetched: the folder or
+    address of what an unfinished run has fetched.
     """
 
     origin: Parent | None = None

@@ -8,6 +8,9 @@ from typing import Any
 from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.run.earlier.files import StageKey
 from uhr.curate.run.earlier.known import Answer, Earlier, KnownRow
+from uhr.curate.stage import BatchStage
+from uhr.manifests.sources.blobs import NO_LIMITS
+from uhr.pixels.decode import PixelLimits
 from uhr.runtime.units import UnitFault
 
 StageKeys = Mapping[tuple[str, bool], StageKey]
@@ -33,10 +36,14 @@ class EarlierFault(Exception):
 class EarlierRows:
     """What is known of the rows of a unit, by their index.
 
-    outdated: rows of which nothing is known: their bytes are others by now.
+    outdated: rows of which nothing is known: their bytes are others by now. limits: what is known of images
+    beyond them is left out, where it takes their pixels: the stages are called, and fail as in any run.
     """
 
-    def __init__(self, earlier: Earlier, keys: StageKeys, outdated: set[int]) -> None:
+    def __init__(
+        self, earlier: Earlier, keys: StageKeys, outdated: set[int], limits: PixelLimits = NO_LIMITS
+    ) -> None:
+        self._limits = limits
         self._earlier = earlier
         self._keys = keys
         self._outdated = outdated
@@ -51,7 +58,10 @@ class EarlierRows:
         """Return the result of a stage for a row; None if it has to be called."""
         if not self._earlier or index in self._outdated:
             return None
-        return self._find(index, row, planned)
+        found = self._find(index, row, planned)
+        if found is not None and found.fault is None and _takes_pixels(planned) and self._is_beyond(row):
+            return None
+        return found
 
     def lacks(self, index: int, row: Mapping[str, Any], stages: Sequence[PlannedStage[Any]]) -> bool:
         """Whether one of these stages, in this order, has to be called for a row."""
@@ -67,7 +77,7 @@ class EarlierRows:
             if answer.fault is not None:
                 return False
             known.update(answer.values)
-        return False
+        return self._is_beyond(row) and any(map(_takes_pixels, stages))
 
     def patches(
         self, index: int, row: Mapping[str, Any], planned: PlannedStage[Any]
@@ -77,7 +87,7 @@ class EarlierRows:
 
     def preview(self, index: int, row: Mapping[str, Any], long_side: int) -> tuple[bytes, int, int] | None:
         """Return the preview of a row: JPEG, width and height in px; None if it has to be made."""
-        if not self._earlier or index in self._outdated:
+        if not self._earlier or index in self._outdated or self._is_beyond(row):
             return None
         return self._known(index, row).preview(long_side)
 
@@ -103,6 +113,14 @@ class EarlierRows:
         """Look for the results of other files with these bytes."""
         self._known(index, row).search(content_hash, row.get("box"))
 
+    def _is_beyond(self, row: Mapping[str, Any]) -> bool:
+        """Whether an image is known to be larger than the limits."""
+        if row.get("box") is not None:
+            return False  # its image has been looked at
+        width, height, size = (row.get(name) for name in ("width", "height", "file_size"))
+        pixels = 0 if width is None or height is None else width * height
+        return pixels > self._limits.pixels or (size or 0) > self._limits.file_bytes
+
     def _find(self, index: int, row: Mapping[str, Any], planned: PlannedStage[Any]) -> Answer | None:
         known, key = self._known(index, row), self._key(row, planned)
         answer, content = known.answer(key, row), row.get("content_hash")
@@ -120,3 +138,10 @@ class EarlierRows:
         of_patches = row.get("parent_id") is not None
         key = self._keys.get((planned.label, of_patches))
         return key if key is not None else self._keys[planned.label, not of_patches]
+
+
+def _takes_pixels(planned: PlannedStage[Any]) -> bool:
+    """Whether the bytes of the whole image are read for a stage."""
+    if isinstance(planned.stage, BatchStage):
+        return bool(planned.stage.views)
+    return getattr(planned.stage, "reads", None) != "header"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.curate.estimate import estimate
@@ -118,6 +119,27 @@ def test_faults_are_taken_over_and_retried_by_their_reason(lab):
     # with another limit a fault may be none
     lab.run({**tree, "limits": {"seconds": 90}}, reuse=(first.path,))
     assert lab.calls() == {"Red": {"i0", "i1"}}
+
+
+def test_an_image_beyond_a_lower_limit_fails_though_it_was_measured(lab):
+    Image.new("RGB", (30, 12), "white").save(lab.source / "wide.png")
+    (lab.source / "heavy.png").write_bytes((lab.source / "i5.png").read_bytes() + bytes(2000))
+    views = {"stages": ["header", lab.pipeline("Blue")["stages"][3]], "preview": 0}
+    for tree, last in ((lab.pipeline("Red"), "decode"), (views, "views")):
+        first = lab.run(tree)
+        assert first.info.counts["failed"] == 0
+        for limits, name in (({"pixels": 200}, "wide"), ({"file_bytes": 1000}, "heavy")):
+            lower = {**tree, "limits": limits}
+            again = lab.run(lower, reuse=(first.path,))
+            assert lab.calls() == {}, "every other image is as it was"
+            failed = [row for row in again.table().to_pylist() if row["status"] == "failed"]
+            assert [(row["uri"], row["reason"]) for row in failed] == [(f"{name}.png", "too large")]
+            assert failed[0]["error"].startswith(f"{last}: ")
+            assert lab.content(again) == lab.content(lab.run(lower))
+            # and a higher limit measures it again
+            higher = lab.run(tree, reuse=(again.path,))
+            assert lab.calls() == ({"Blue": {name}} if last == "views" else {"Red": {name}})
+            assert lab.content(higher) == lab.content(first)
 
 
 @pytest.mark.parametrize("limits", [{}, {"seconds": 90}], ids=["same limits", "new limits"])
