@@ -81,8 +81,27 @@ class About:
     optional: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Minimum:
+    """What a metric needs at least of the images, as far as its options alone tell.
+
+    images, references: how many. side: px of the shorter side of each image. references_side: the same of
+    each reference. same_size: whether each image must have the size of its reference.
+    """
+
+    images: int = 1
+    references: int = 0
+    side: int = 1
+    references_side: int = 1
+    same_size: bool = False
+
+
 class MetricClass(Protocol):
-    """What the registry needs of a class of metrics."""
+    """What the registry needs of a class of metrics.
+
+    A class may also have `minimum(options)`, which returns a `Minimum`: what is too little is then reported
+    before anything is loaded.
+    """
 
     about: ClassVar[About]
     Options: ClassVar[type[Config]]

@@ -35,7 +35,7 @@ class _OwnOptions(Config):
     needs: tuple[Need, ...] = ()
 
 
-class _Own(PerImage):
+class Own(PerImage):
     """Base of both: the columns are the user's."""
 
     def __init__(self, kind: str, options: _OwnOptions, depends_on: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ class _Own(PerImage):
         return [float(found[column.name]) for column in self.columns]
 
 
-class Command(_Own):
+class Command(Own):
     """A program that stays open: it reads one JSON object per line from its standard input, and answers
     each with one line on its standard output.
 
@@ -190,7 +190,7 @@ def _written(pixels: Any, path: Path) -> Path:
     return path
 
 
-class Function(_Own):
+class Function(Own):
     """A function in Python: it is given image, prompt and reference, and returns a mapping of column ->
     number.
     """

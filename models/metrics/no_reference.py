@@ -11,7 +11,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import About, Sample, column_name
+from uhr.models.metrics.base import About, Minimum, Sample, column_name
 from uhr.models.metrics.per_image import PerImage
 from uhr.models.metrics.resizing import crops
 from uhr.models.scores.images import View
@@ -42,6 +42,10 @@ class PyiqaQuality(PerImage):
         short: int | None = Field(1024, ge=32)
         crops: int = Field(10, ge=0, le=1000)
         side: int = Field(512, ge=32)
+
+    @classmethod
+    def minimum(cls, options: Options) -> Minimum:
+        return Minimum(side=options.side if options.crops else 1)
 
     def __init__(self, scorer: Any, options: Options) -> None:
         self._scorer, self._options = scorer, options

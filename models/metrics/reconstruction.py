@@ -17,7 +17,7 @@ from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.loading.hashes import file_hash
-from uhr.models.metrics.base import About, Need, Sample, check_same_size
+from uhr.models.metrics.base import About, Minimum, Need, Sample, check_same_size
 from uhr.models.metrics.lpips import NETWORKS, LpipsNetwork, Network
 from uhr.models.metrics.per_image import PerImage
 from uhr.models.scores.images import View, as_planes
@@ -38,6 +38,10 @@ class _Pairs(PerImage):
     """Base of metrics of an image and its reference of the same size."""
 
     needs: frozenset[Need] = frozenset({"reference"})
+
+    @classmethod
+    def minimum(cls, options: Any) -> Minimum:
+        return Minimum(same_size=True)
 
     def values(self, sample: Sample) -> tuple[float]:
         return (self.distance(*check_same_size(sample, self.name)),)
@@ -87,6 +91,10 @@ class Ssim(_Pairs):
 
     class Options(Config):
         """No options."""
+
+    @classmethod
+    def minimum(cls, options: Any) -> Minimum:
+        return Minimum(side=_WINDOW, same_size=True)
 
     def __init__(self) -> None:
         super().__init__("ssim/rgb/gaussian-11", "[-1, 1]", packages=("opencv-python-headless",))

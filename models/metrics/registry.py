@@ -7,7 +7,7 @@ from typing import Any
 
 from uhr.base.config import build
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.models.metrics.base import ImageMetric, MetricClass, SetMetric
+from uhr.models.metrics.base import ImageMetric, MetricClass, Minimum, SetMetric
 
 _HERE = "uhr.models.metrics"
 
@@ -59,6 +59,16 @@ def metric(name: str, /, device: str = "cpu", **options: Any) -> ImageMetric | S
     """
     cls = metric_class(name)
     return cls.load(build(cls.Options, options, f"metric '{name}'"), device)
+
+
+def minimum(name: str, options: Mapping[str, Any]) -> Minimum:
+    """Return what a metric with these options needs at least. Nothing is loaded.
+
+    Raises UserError as `metric` does for an unknown name or option.
+    """
+    cls: Any = metric_class(name)
+    built = build(cls.Options, dict(options), f"metric '{name}'")
+    return cls.minimum(built) if hasattr(cls, "minimum") else Minimum()
 
 
 def metric_class(name: str) -> type[MetricClass]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.models.metrics.artifacts.heat import CELL, blank, check_size, gray_of
-from uhr.models.metrics.base import About, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 
 SMALLEST = 256
@@ -72,6 +72,10 @@ class RepetitionMetric(PerImage):
         side: int = Field(1024, ge=256)
         features: int = Field(4000, ge=100)
         distance: float = Field(0.1, gt=0, lt=1)
+
+    @classmethod
+    def minimum(cls, options: Options) -> Minimum:
+        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.models.metrics.artifacts.heat import CELL, blank, check_size
-from uhr.models.metrics.base import About, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 
 INNER, OUTER = 5, 13
@@ -58,6 +58,10 @@ class SpeckleMetric(PerImage):
 
         deviations: float = Field(10, ge=5)
         contrast: float = Field(16, ge=1)
+
+    @classmethod
+    def minimum(cls, options: Options) -> Minimum:
+        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         self._options = options

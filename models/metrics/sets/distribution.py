@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from uhr.base.config import Config
-from uhr.models.metrics.base import About, Extractor, Need, ScoreColumn, Value, column_name
+from uhr.models.metrics.base import About, Extractor, Minimum, Need, ScoreColumn, Value, column_name
 from uhr.models.metrics.features import Features
-from uhr.models.metrics.resizing import rule
+from uhr.models.metrics.resizing import SIDE, rule
 from uhr.models.metrics.sets import distances, jackknife
 from uhr.models.metrics.sets.inception import HOW, InceptionExtractor, load_network
 from uhr.models.metrics.sets.random_features import RandomExtractor
@@ -54,6 +54,7 @@ class _OfFeatures(ABC):
     about: ClassVar[About]
     needs: frozenset[Need] = _REFERENCE
     better: ClassVar[Literal["higher", "lower"]] = "lower"
+    fewest_rows: ClassVar[int] = 2
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
@@ -83,6 +84,16 @@ class _OfFeatures(ABC):
 
         rows = groups[np.unique(generated.numbers, return_inverse=True)[1]]
         return {self.columns[0].name: self.left_out(reference, generated, rows, seed)}
+
+    @classmethod
+    def minimum(cls, options: Any) -> Minimum:
+        # rows of features: one of each image, or one of each crop
+        each = max(1, getattr(options, "crops", 0))
+        side = SIDE if getattr(options, "crops", 0) else 1
+        count = -(-cls.fewest_rows // each)
+        if "reference" not in cls.needs:
+            return Minimum(images=count, side=side)
+        return Minimum(count, count, side, side)
 
     @abstractmethod
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
@@ -146,6 +157,7 @@ class _Kernel(_OfFeatures):
 class _Score(_OfFeatures):
     needs: frozenset[Need] = frozenset()
     better = "higher"
+    fewest_rows = distances.SPLITS
 
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
         return distances.inception_score(generated, "probabilities", seed)

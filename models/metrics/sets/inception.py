@@ -7,7 +7,7 @@ weights are of another network, whose distances are no FID.
 
 from __future__ import annotations
 
-import functools
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,13 +68,23 @@ class InceptionNetwork:
         return np.concatenate(features), np.concatenate(probabilities)
 
 
-@functools.lru_cache(maxsize=2)
+_shared: weakref.WeakValueDictionary[tuple[str | None, str], InceptionNetwork] = weakref.WeakValueDictionary()
+"""Networks that some metric uses, by file and device: it is freed with the last of them."""
+
+
 def load_network(weights: str | None, device: str = "cpu") -> InceptionNetwork:
-    """Load the network from one of the files of `SOURCES`, which several metrics then share. TorchScript is a
-    program: name only a file from a source that you trust.
+    """Load the network from one of the files of `SOURCES`, which metrics that exist at one time share.
+    TorchScript is a program: name only a file from a source that you trust.
 
     Raises UserError, which says where the files are published, if there is none or it is of another network.
     """
+    found = _shared.get((weights, device))
+    if found is None:
+        found = _shared[weights, device] = _load(weights, device)
+    return found
+
+
+def _load(weights: str | None, device: str) -> InceptionNetwork:
     if weights is None:
         raise UserError(
             "the weights of FID's Inception network are not named", f"download {HOW}, and name the file"
