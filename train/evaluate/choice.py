@@ -8,13 +8,18 @@ from typing import Any
 
 import yaml
 
-from uhr.base.console import counted, warn
+from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.scores.weights import Weights
+from uhr.train.evaluate.images import References
+from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol, MetricUse
 from uhr.train.evaluate.result import MissingMetric
-from uhr.train.evaluate.scoring import ChosenMetric
+from uhr.train.evaluate.scoring.work import ChosenMetric
+
+FEWEST = 50
+"""With fewer images than this, distances of distributions are dominated by the size of the sample."""
 
 Options = Mapping[str, Mapping[str, Any]]
 """By the name of a metric in the protocol: options that the user gave, which name weights."""
@@ -89,19 +94,99 @@ def choose(
             chosen.append(ChosenMetric(use.name, use.metric, options, use.name in weights))
         else:
             left.append(MissingMetric(metric=use.name, reason=reason))
+    _report(left, len(protocol.metrics), allow_missing)
+    return chosen, left
+
+
+def sufficient(
+    chosen: Sequence[ChosenMetric],
+    items: Sequence[EvalItem],
+    references: References | None,
+    allow_missing: bool,
+) -> tuple[list[ChosenMetric], list[MissingMetric]]:
+    """Divide metrics into those for which there are enough images, large enough ones, and the others. Nothing
+    is loaded.
+
+    Raises UserError with the reasons if there are others and `allow_missing` is false, if all are, or for an
+    option that a metric does not take.
+    """
+    enough, left = [], []
+    sizes: dict[str, tuple[int, int]] = {}
+    for each in chosen:
+        reason = _too_little(each, items, references, sizes)
+        if reason is None:
+            enough.append(each)
+        else:
+            left.append(MissingMetric(metric=each.name, reason=reason))
+    _report(left, len(chosen), allow_missing)
+    sets = [each.name for each in enough if each.metric.startswith(("fid", "kid", "inception"))]
+    if len(items) < FEWEST and sets:
+        warn(f"{len(items)} images are few for {', '.join(sets)}: compare only results of the same number")
+    return enough, left
+
+
+def _too_little(
+    chosen: ChosenMetric,
+    items: Sequence[EvalItem],
+    references: References | None,
+    sizes: dict[str, tuple[int, int]],
+) -> str | None:
+    """Why there are too few images for a metric, or too small ones; None if there are enough.
+
+    sizes: takes the sizes of references, which are read at most once.
+    """
+    from uhr.models.metrics.registry import minimum
+
+    least = minimum(chosen.metric, chosen.options)
+    if len(items) < least.images:
+        return f"it needs {least.images} images or more, and there are {len(items)}"
+    small = next((item for item in items if min(item.size) < least.side), None)
+    if small is not None:
+        return f"it needs {least.side} px on each side, and {small.name} has {_px(small.size)}"
+    if references is None:
+        return None
+    count = len(references.distinct)
+    if count < least.references:
+        return f"it needs {least.references} references or more, and there are {count}"
+    if least.references_side > 1 or least.same_size:
+        _read_sizes(references, sizes)
+        for name, size in sizes.items():
+            if min(size) < least.references_side:
+                what = f"and the reference {name} has {_px(size)}"
+                return f"it needs {least.references_side} px on each side, {what}"
+    if least.same_size and references.kind == "paired":
+        for item, ref in zip(items, references.refs, strict=True):
+            if sizes[ref.name] != item.size:
+                of = f"{item.name} has {_px(item.size)} and its reference {_px(sizes[ref.name])}"
+                return f"it compares pixels, and {of}"
+    return None
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} px"
+
+
+def _read_sizes(references: References, sizes: dict[str, tuple[int, int]]) -> None:
+    if sizes:
+        return
+    with progress("sizes", len(references.distinct), "references") as advance:
+        for ref in references.distinct:
+            sizes[ref.name] = ref.size()
+            advance()
+
+
+def _report(left: Sequence[MissingMetric], count: int, allow_missing: bool) -> None:
+    """Warn of metrics that are left out. Raises UserError if that is not allowed, or if none is left."""
     if left and not allow_missing:
         reasons = "; ".join(f"{each.metric}: {each.reason}" for each in left[:3])
         more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
-        what = (
-            f"{counted(len(left), 'metric')} of {len(protocol.metrics)} cannot be computed: {reasons}{more}"
-        )
+        what = f"{counted(len(left), 'metric')} of {count} cannot be computed: {reasons}{more}"
         raise UserError(what, "name what they need, or leave them out with --allow-missing")
-    if not chosen:
-        what = f"no metric of {protocol.name} can be computed: {left[0].metric}: {left[0].reason}"
-        raise UserError(what, "name what one of them needs")
+    if len(left) == count:
+        what = f"no metric can be computed: {left[0].metric}: {left[0].reason}"
+        raise UserError(what, "give one of them what it needs")
     for each in grouped(left):
         warn(f"left out: {each}")
-    return chosen, left
 
 
 def grouped(missing: Sequence[MissingMetric]) -> list[str]:

@@ -17,8 +17,7 @@ from uhr.train.evaluate.judges.cli import judge, study
 from uhr.train.evaluate.reconstruction.cli import vae
 
 if TYPE_CHECKING:
-    from uhr.train.evaluate.prompts import EvalItem
-    from uhr.train.evaluate.protocol import LoadedProtocol
+    from uhr.train.evaluate.scoring.request import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +61,12 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option(help="A Ray cluster, HOST:PORT; all paths must exist there too.")
+]
+Together = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Models in memory at one time; with more, images are decoded fewer times."
+    ),
 ]
 CHECKPOINTS = "Checkpoints of a training run"
 RESULT_HELP = "A folder that `uhr eval run` wrote, by itself or as NAME=FOLDER."
@@ -121,12 +126,11 @@ def metrics_(
     console.emit(rows, as_json, lambda rows: show.print_metrics(rows, whole=name is not None))
 
 
-def _loaded(
-    name: str, sets: list[str] | None, prompts: Path | None, first: int | None
-) -> tuple[LoadedProtocol, list[EvalItem], bool]:
-    """The protocol, its items, and whether no prompt was left out."""
+def _loaded(name: str, sets: list[str] | None, prompts: Path | None, first: int | None) -> Evaluation:
+    """The protocol with its items."""
     from uhr.train.evaluate import protocol
     from uhr.train.evaluate.prompts import read_items
+    from uhr.train.evaluate.scoring.request import Evaluation
 
     loaded = protocol.load(name, sets)
     items = read_items(loaded, prompts, first)
@@ -135,7 +139,7 @@ def _loaded(
     if first is None and published not in (None, count):
         what = f"{loaded.protocol.name} has {published:,} prompts, and these are {count:,}"
         console.warn(f"{what}: the result is marked as incomplete")
-    return loaded, items, first is None and published in (None, count)
+    return Evaluation(loaded.protocol, items, first is None and published in (None, count))
 
 
 @app.command("generate")
@@ -184,7 +188,7 @@ def generate_(
     from uhr.runtime.pool import Pool
     from uhr.train.evaluate.generate import generate
 
-    _, items, _ = _loaded(name, sets, prompts, first)
+    items = _loaded(name, sets, prompts, first).items
     chosen = [Adapter.parse(text) for text in adapters or ()]
     defaults = printed_defaults(chosen, ModelName(model, spec, base), sampler, guidance, option or [])
     tree = {
@@ -295,6 +299,7 @@ def run_(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    together: Together = 1,
     checkpoints: Annotated[
         str | None,
         typer.Option(
@@ -338,20 +343,21 @@ def run_(
     from uhr.train.evaluate.job import evaluate
     from uhr.train.evaluate.overlap.lineage import Trained
     from uhr.train.evaluate.result import open_result
+    from uhr.train.evaluate.scoring.request import Scoring
 
     _check_target(checkpoints, name, images, {"--sampler": sampler, "--steps": steps, "--option": option})
-    loaded, items, complete = _loaded(target if name is None else name, sets, prompts, first)
-    pool = Pool.of(engine, workers, address)
-    scoring: dict[str, Any] = {
-        "references": references or (prompts if loaded.protocol.references.in_prompts else None),
-        "weights": weights or [],
-        "allow_missing": allow_missing,
-        "complete": complete,
-        "reuse": None if reuse is None else open_result(reuse),
-        "seed": seed,
-        "device": device,
-        "pool": pool,
-    }
+    evaluation = _loaded(target if name is None else name, sets, prompts, first)
+    scoring = Scoring(
+        pool=Pool.of(engine, workers, address),
+        references=references or (prompts if evaluation.protocol.references.in_prompts else None),
+        weights=weights or (),
+        allow_missing=allow_missing,
+        trained=Trained(trained_on or (), clip),
+        reuse=None if reuse is None else open_result(reuse),
+        seed=seed,
+        device=device,
+        together=together,
+    )
     if checkpoints is not None:
         from uhr.train.evaluate.checkpoints.run import CheckpointJob, chosen_steps, evaluate_checkpoints
 
@@ -363,23 +369,12 @@ def run_(
             "device": device,
         }
         facts = evaluate_checkpoints(
-            CheckpointJob(
-                run,
-                chosen_steps(run, checkpoints),
-                loaded.protocol,
-                items,
-                out,
-                sampling,
-                scoring,
-                pool,
-                clip,
-            )
+            CheckpointJob(run, chosen_steps(run, checkpoints), evaluation, out, sampling, scoring)
         )
         console.emit(facts, as_json, lambda facts: show.print_checkpoints(facts, out))
         return
     assert images is not None
-    trained = Trained(trained_on or (), clip)
-    found = evaluate(loaded.protocol, items, images, out=out, trained=trained, **scoring)
+    found = evaluate(evaluation, images, out, scoring)
     value = {"out": str(found.folder), **found.info.model_dump(mode="json")}
     console.emit(value, as_json, lambda _: show.print_result(found))
 

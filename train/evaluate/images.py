@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,6 +79,12 @@ class ImageRef(NamedTuple):
         data = self._checked(lambda: self.blob().read())
         image = self._checked(lambda: decode(data).rgb(self.box))
         return image, hashlib.sha256(data).hexdigest(), len(data)
+
+    def sha256(self) -> str:
+        """The SHA-256 of its file. Raises UserError if it cannot be read."""
+        if self.path is not None:
+            return sha256_file(self.path)
+        return hashlib.sha256(self._checked(lambda: self.blob().read())).hexdigest()
 
     def _checked(self, read: Callable[[], Any]) -> Any:
         from uhr.pixels.types import PixelFault
@@ -305,9 +310,9 @@ def find_references(
         fix = or_similar(place, "name a folder of images, or a manifest")
         raise UserError(f"{option}{place} is not a folder", fix)
     if is_manifest(place):
-        rows = list(itertools.islice(_manifest_rows(place), first))
+        rows = _manifest_rows(place)[:first]
         refs = [ref for ref, _, _, _ in rows]
-        hashes = [key or ref.name for ref, key, _, _ in rows]
+        hashes = _hashes(refs, [key for _, key, _, _ in rows])
         if kind == "paired":
             by_text = {text: number for number, (_, _, _, text) in enumerate(rows) if text}
             by_text |= {sample: number for number, (_, _, sample, _) in enumerate(rows)}
@@ -324,7 +329,9 @@ def find_references(
             files = [found[item.index] for item in items]
         refs, hashes = _of_files(files)
     else:
-        refs, hashes = _of_files(image_files(place)[:first])
+        # in the order of a manifest of the same folder: the positions of crops depend on an image's number
+        files = sorted(image_files(place), key=lambda file: file.relative_to(place).as_posix())
+        refs, hashes = _of_files(files[:first])
     if not refs:
         raise UserError(f"{option}{place} contains no image", "name a folder of images, or a manifest")
     return References(place, kind, refs, fingerprint([kind, hashes]))
@@ -335,12 +342,20 @@ def _of_files(files: Sequence[Path]) -> tuple[list[ImageRef], list[str]]:
         if not file.is_file():
             raise UserError(f"the reference {file} does not exist", "download the published set again")
     refs = [ImageRef(str(file), path_text(file.absolute())) for file in files]
-    hashes = []
-    with progress("hash", len(files), "references") as advance:
-        for file in files:
-            hashes.append(sha256_file(file))
-            advance()
-    return refs, hashes
+    return refs, _hashes(refs, [None] * len(refs))
+
+
+def _hashes(refs: Sequence[ImageRef], known: Sequence[str | None]) -> list[str]:
+    """What tells images apart: the SHA-256 of the file, and of a patch its place in it."""
+    found = []
+    left = sum(each is None for each in known)
+    with progress("hash", left, "references") as advance:
+        for ref, hashed in zip(refs, known, strict=True):
+            if hashed is None:
+                hashed = ref.sha256()
+                advance()
+            found.append(hashed if ref.box is None else f"{hashed} {list(ref.box)}")
+    return found
 
 
 def _check_paired(place: Path, chosen: Sequence[int], items: Sequence[EvalItem]) -> None:
@@ -350,20 +365,17 @@ def _check_paired(place: Path, chosen: Sequence[int], items: Sequence[EvalItem])
         raise UserError(what, "name the references of these prompts")
 
 
-def _manifest_rows(place: Path) -> Iterator[tuple[ImageRef, str | None, str, str | None]]:
-    """The kept rows of a manifest: reference, hash of its bytes, sample id and caption."""
+def _manifest_rows(place: Path) -> list[tuple[ImageRef, str | None, str, str | None]]:
+    """The kept rows of a manifest by uri: reference, hash of its file if it has it, sample id and caption."""
     from uhr.manifests.manifest import Manifest
 
     manifest = Manifest.open(place)
     wanted = ("sample_id", "uri", "source_version", "source_name", "box", "content_hash", "caption")
     columns = [name for name in wanted if name in manifest.schema.names]
+    found = []
     for row in manifest.table(columns, where="status = 'kept'").to_pylist():
         item = {name: row.get(name) for name in ("uri", "source_version", "source_name", "box")}
         ref = ImageRef(row["uri"], path_text(place.absolute()), json.dumps(item))
-        key = row.get("content_hash")
-        yield (
-            ref,
-            key and f"{key} {row.get('box')}",
-            row["sample_id"],
-            (row.get("caption") or "").strip() or None,
-        )
+        text = (row.get("caption") or "").strip() or None
+        found.append((ref, row.get("content_hash"), row["sample_id"], text))
+    return sorted(found, key=lambda each: (each[0].name, each[0].item))

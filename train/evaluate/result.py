@@ -28,7 +28,8 @@ class ColumnResult(Config):
 
     Args:
         name: the column in `scores.parquet` for a metric of images, else the name of the value.
-        low, high: the ends of the bootstrap interval over prompts, of metrics of images.
+        low, high: the ends of the interval over prompts: the bootstrap's of metrics of images, the
+            jackknife's of metrics of sets (`bootstrap.jackknife_interval`).
         spread: a standard deviation or error, of metrics of sets; `spread_of` says of what.
         left_out: of metrics of sets, the values without the images of each group of prompts
             (`bootstrap.groups_of`), for paired differences; None if the metric has none, or of few prompts.

@@ -52,12 +52,13 @@ def print_protocol(found: EvalProtocol) -> None:
 
 
 def with_interval(column: ColumnResult) -> str:
-    """`31.2 [30.8, 31.6]`, or `41.3 ± 0.2 (subsets)` for a metric of sets."""
+    """`31.2 [30.8, 31.6]`, and for some metrics of sets also their spread: `± 0.2 (subsets)`."""
+    text = precise(column.value)
     if column.low is not None and column.high is not None:
-        return f"{precise(column.value)} [{precise(column.low)}, {precise(column.high)}]"
+        text += f" [{precise(column.low)}, {precise(column.high)}]"
     if column.spread is not None:
-        return f"{precise(column.value)} ± {precise(column.spread)} ({column.spread_of})"
-    return precise(column.value)
+        text += f" ± {precise(column.spread)} ({column.spread_of})"
+    return text
 
 
 def precise(value: float | None) -> str:
@@ -76,12 +77,13 @@ def print_result(found: Result) -> None:
         [name, ARROWS[column.better], with_interval(column), column.n, shown(metric.name)]
         for name, (metric, column) in info.columns().items()
     ]
-    table(("value", "", f"mean and {info.level:.0%} interval, or value and spread", "n", "metric"), rows)
+    table(("value", "", f"value, {info.level:.0%} interval and spread", "n", "metric"), rows)
     for each in grouped(info.missing):
         say(f"missing: {each}")
     if info.references is not None:
         say(f"references: {counted(info.references.count, 'image')} of {shown(info.references.place)}")
-    say(f"overlap with training: {describe(info.overlap)}")
+    if info.overlap is not None:
+        say(f"overlap with training: {describe(info.overlap)}")
     say(f"\n{shown(found.folder / SCORES)} has a row per image")
     say(f"next: {command('eval', 'compare', found.folder, 'OTHER', '--out', 'page.html')}")
 

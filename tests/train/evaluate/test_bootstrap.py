@@ -1,14 +1,18 @@
 """Intervals: against scipy, a closed form, and what must not matter."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.stats
 
+from uhr.models.metrics.features import Features
+from uhr.models.metrics.sets import distances, jackknife
 from uhr.train.evaluate.bootstrap import (
     difference,
     groups_of,
     interval,
     jackknife_difference,
+    jackknife_interval,
     student,
 )
 
@@ -114,3 +118,38 @@ def test_a_weight_counts_an_image_as_often_as_it_says():
         assert found == pytest.approx(interval(np.repeat(one, weights), many))
         compared = difference(one, b, prompts, weights=weights.astype(float))
         assert compared == pytest.approx(difference(np.repeat(one, weights), np.repeat(b, weights), many))
+
+
+def test_the_jackknife_interval_of_a_mean_is_students():
+    values = np.random.default_rng(4).normal(3, 2, 15)
+    without = [np.delete(values, at).mean() for at in range(15)]
+    found = jackknife_interval(values.mean(), without)
+    low, high = scipy.stats.t.interval(0.95, 14, values.mean(), scipy.stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
+    assert jackknife_interval(1.5, None) == (1.5, None, None)
+
+
+def test_the_interval_of_a_frechet_distance_contains_its_mean_and_resampled_sets_are_farther():
+    """A set with images twice is narrower: a bootstrap's interval would be above the value."""
+    rng = np.random.default_rng(5)
+    reference = _features(rng.normal(size=(60, 16)))
+    values, inside, farther = [], [], []
+    for _ in range(25):
+        rows = rng.normal(0.3, 1.2, (24, 16))
+        generated = _features(rows)
+        values.append(distances.frechet(reference, generated, "features").value)
+        without = jackknife.frechet(reference, generated, "features", groups_of(np.arange(24)))
+        inside.append(jackknife_interval(values[-1], without)[1:])
+        drawn = _features(rows[rng.integers(0, 24, 24)])
+        farther.append(distances.frechet(reference, drawn, "features").value - values[-1])
+    mean = np.mean(values)
+    assert np.mean([low <= mean <= high for low, high in inside]) >= 0.9
+    assert min(farther) > 0
+    assert np.mean(farther) > 2 * np.std(values)
+
+
+def _features(rows):
+    values = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float32).ravel()), rows.shape[1])
+    return Features(
+        pa.table({"index": pa.array(range(len(rows))), "features": values}), {"extractor": "rows"}
+    )

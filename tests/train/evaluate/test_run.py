@@ -52,6 +52,7 @@ def test_a_result_has_what_the_metrics_give_directly(protocol, folder, score):
     (name,) = [name for name in found if name.startswith("random_frechet")]
     assert found[name]["value"] == pytest.approx(direct_value.value, rel=1e-9)
     assert (found[name]["n"], result["n"], result["references"]["count"]) == (6, 6, 8)
+    assert found[name]["low"] < found[name]["value"] < found[name]["high"]
     assert result["protocol"]["complete"]
     assert result["overlap"] is None
 

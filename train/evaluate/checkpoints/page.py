@@ -25,7 +25,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> None:
     text = template(Path(__file__).parent / "page.html").render(
         facts=facts,
         percent=f"{facts['level']:.0%}",
-        overlap=describe(facts["overlap"]),
+        overlap=None if facts["overlap"] is None else describe(facts["overlap"]),
         missing=grouped([MissingMetric.model_validate(each) for each in facts["missing"]]),
         charts=[_chart(facts["steps"], name) for name in names],
         rows=[

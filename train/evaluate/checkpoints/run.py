@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,11 @@ from uhr.base.files import write_json
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.files.run_steps import all_steps, check_step
 from uhr.models.generate.request import Adapter, Request
-from uhr.runtime.pool import Pool
 from uhr.train.evaluate.generate import generate
 from uhr.train.evaluate.job import evaluate
 from uhr.train.evaluate.overlap.lineage import Trained
-from uhr.train.evaluate.prompts import EvalItem
-from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
+from uhr.train.evaluate.scoring.request import Evaluation, Scoring
 
 if TYPE_CHECKING:
     from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
@@ -53,19 +51,15 @@ class CheckpointJob:
     Args:
         run: the folder of the training run. steps: of the checkpoints.
         sampling: fields of a request that replace the recipe's: sampler, options, steps, device.
-        scoring: the arguments of `job.evaluate` that all checkpoints share.
-        clip: the CLIP model of the training data's embeddings.
+        scoring: of all checkpoints; with the CLIP model of `trained`; the run's own data are compared.
     """
 
     run: Path
     steps: Sequence[int]
-    protocol: EvalProtocol
-    items: Sequence[EvalItem]
+    evaluation: Evaluation
     out: Path
     sampling: Mapping[str, Any]
-    scoring: Mapping[str, Any]
-    pool: Pool
-    clip: str | None = None
+    scoring: Scoring
 
 
 def chosen_steps(run: Path, text: str) -> list[int]:
@@ -111,17 +105,10 @@ def evaluate_checkpoints(job: CheckpointJob) -> dict[str, Any]:
 def _evaluate(job: CheckpointJob, step: int, first: Result | None) -> Result:
     place = job.out / STEPS / f"{step:08d}"
     request = _request(job, place / "export", step)
-    generate(request, job.items, place / "images", job.pool)
+    generate(request, job.evaluation.items, place / "images", job.scoring.pool)
     # all checkpoints have the same references
-    scoring: dict[str, Any] = {**job.scoring, "reuse": first or job.scoring.get("reuse")}
-    return evaluate(
-        job.protocol,
-        job.items,
-        place / "images",
-        out=place / "result",
-        trained=_trained(job),
-        **scoring,
-    )
+    scoring = replace(job.scoring, reuse=first or job.scoring.reuse, trained=_trained(job))
+    return evaluate(job.evaluation, place / "images", place / "result", scoring)
 
 
 def _trained(job: CheckpointJob) -> Trained:
@@ -133,7 +120,7 @@ def _trained(job: CheckpointJob) -> Trained:
     except UserError as error:
         warn(f"the overlap with the training data is not computed: {error.what}")
         return Trained()
-    return Trained((job.run,), job.clip)
+    return Trained((job.run,), job.scoring.trained.clip)
 
 
 def _request(job: CheckpointJob, export_to: Path, step: int) -> Request:

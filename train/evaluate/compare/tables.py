@@ -43,9 +43,12 @@ def print_comparison(found: Comparison) -> None:
 def _notes(found: Comparison) -> list[str]:
     """What is missing and what overlaps, each with the arms for which it is so; without them if all are."""
     names: dict[str, list[str]] = {}
+    any_known = any(arm.info.overlap is not None for arm in found.arms)
     for arm in found.arms:
         notes = [f"missing: {each}" for each in grouped(arm.info.missing)]
-        for note in (*notes, f"overlap with training: {describe(arm.info.overlap)}"):
+        if any_known:
+            notes.append(f"overlap with training: {describe(arm.info.overlap)}")
+        for note in notes:
             names.setdefault(note, []).append(arm.name)
     every = len(found.arms)
     return [note if len(arms) == every else f"{', '.join(arms)}: {note}" for note, arms in names.items()]
@@ -146,11 +149,12 @@ def _latex(found: Comparison) -> str:
 def _latex_cell(value: ColumnResult | None) -> str:
     if value is None:
         return "--"
+    text = precise(value.value)
     if value.low is not None and value.high is not None:
-        return f"{precise(value.value)} {{\\scriptsize [{precise(value.low)}, {precise(value.high)}]}}"
+        text += f" {{\\scriptsize [{precise(value.low)}, {precise(value.high)}]}}"
     if value.spread is not None:
-        return rf"{precise(value.value)} $\pm$ {precise(value.spread)}"
-    return precise(value.value)
+        text += rf" $\pm$ {precise(value.spread)}"
+    return text
 
 
 def escaped(text: str) -> str:
@@ -161,7 +165,7 @@ def escaped(text: str) -> str:
 
 def _caption(found: Comparison) -> str:
     info = found.arms[0].info
-    text = f"Protocol {info.protocol.id}, N = {info.n}; brackets: {info.level:.0%} bootstrap intervals"
+    text = f"Protocol {info.protocol.id}, N = {info.n}; brackets: {info.level:.0%} intervals over prompts"
     return "; ".join([text, *_notes(found)])
 
 

@@ -82,6 +82,9 @@ def vae(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    together: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Models of metrics in memory at one time.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that score, each with the models; 0: this process.")
@@ -95,6 +98,7 @@ def vae(
     from uhr.train.evaluate import protocol, show
     from uhr.train.evaluate.overlap.lineage import Trained
     from uhr.train.evaluate.reconstruction.run import PROTOCOL, VaeJob, evaluate_vae
+    from uhr.train.evaluate.scoring.request import Scoring
 
     found = evaluate_vae(
         VaeJob(
@@ -103,13 +107,16 @@ def vae(
             model=ModelName(model, spec, base),
             vae=other,
             out=out,
-            pool=Pool.of("local", workers, None),
+            scoring=Scoring(
+                pool=Pool.of("local", workers, None),
+                weights=weights or (),
+                allow_missing=allow_missing,
+                trained=Trained(trained_on or (), clip),
+                seed=seed,
+                device=str(pick_device(device)),
+                together=together,
+            ),
             first=first,
-            weights=weights or (),
-            allow_missing=allow_missing,
-            trained=Trained(trained_on or (), clip),
-            seed=seed,
-            device=str(pick_device(device)),
         )
     )
     value = {"out": str(found.folder), **found.info.model_dump(mode="json")}

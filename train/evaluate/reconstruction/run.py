@@ -11,24 +11,25 @@ The same command resumes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.config import versioned_tree
-from uhr.base.console import progress, warn
+from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, or_half_written, saving, user_path, write_json
 from uhr.base.run_folder import RunFolder
-from uhr.runtime.pool import Pool
 from uhr.runtime.units import NO_LIMITS
-from uhr.train.evaluate import choice, run
+from uhr.train.evaluate import choice
 from uhr.train.evaluate.images import ImageRef, ImageSet, References, find_references
 from uhr.train.evaluate.overlap.compare import compare
-from uhr.train.evaluate.overlap.lineage import Trained
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import Result
+from uhr.train.evaluate.run import run
+from uhr.train.evaluate.scoring.request import LAYOUT as RESULT
+from uhr.train.evaluate.scoring.request import Evaluation, ScoreJob, Scoring
 
 if TYPE_CHECKING:
     from uhr.models.loading.opening import Model, ModelName
@@ -37,10 +38,10 @@ PROTOCOL = Path(__file__).parent / "protocol.yaml"
 FILE, IMAGES = "vae.json", "reconstructions"
 SCHEMA_VERSION = 1
 LAYOUT = replace(
-    run.LAYOUT,
-    names=(*run.LAYOUT.names, FILE, IMAGES),
-    marks=(*run.LAYOUT.marks, FILE),
-    inside={**run.LAYOUT.inside, IMAGES: or_half_written(r"\d{7}\.png")},
+    RESULT,
+    names=(*RESULT.names, FILE, IMAGES),
+    marks=(*RESULT.marks, FILE),
+    inside={**RESULT.inside, IMAGES: or_half_written(r"\d{7}\.png")},
 )
 
 
@@ -52,10 +53,7 @@ class VaeJob:
         place: a manifest, for its kept rows, or a folder of images.
         model: the model whose VAE it is; `vae` is another one in its place, a folder or a file.
         first: only so many images; None for all.
-        weights: of metrics, `METRIC=PATH` (`choice.parse_weights`).
-        allow_missing: whether metrics that cannot be computed are left out.
-        trained: what the VAE was trained on.
-        seed: of all resampling.
+        scoring: its workers also reconstruct; the references are the images themselves.
     """
 
     protocol: EvalProtocol
@@ -63,13 +61,8 @@ class VaeJob:
     model: ModelName
     vae: Path | None
     out: Path
-    pool: Pool
+    scoring: Scoring
     first: int | None = None
-    weights: Sequence[str] = ()
-    allow_missing: bool = False
-    trained: Trained = field(default_factory=Trained)
-    seed: int = 0
-    device: str = "cpu"
 
 
 def evaluate_vae(job: VaeJob) -> Result:
@@ -79,17 +72,16 @@ def evaluate_vae(job: VaeJob) -> Result:
     """
     folder = RunFolder(job.out, LAYOUT)
     folder.check()
-    chosen, missing = choice.choose(
-        job.protocol, choice.parse_weights(job.protocol, job.weights), "paired", job.allow_missing
-    )
-    training = job.trained.open()
+    scoring = job.scoring
+    named = choice.parse_weights(job.protocol, scoring.weights)
+    chosen, missing = choice.choose(job.protocol, named, "paired", scoring.allow_missing)
+    training = scoring.trained.open()
     references, names = _images(job.place, job.first)
     items = [
         EvalItem(at, f"{at:07d}", name, at, 0, ref.size())
         for at, (ref, name) in enumerate(zip(references.refs, names, strict=True))
     ]
-    if (note := run.note_small(len(items), chosen)) is not None:
-        warn(note)
+    chosen, others = choice.sufficient(chosen, items, references, scoring.allow_missing)
     model, sha256 = _vae_of(job)
     folder.claim()
     with saving(job.out, "free space there; the same command resumes"), folder.lock("work"):
@@ -105,21 +97,17 @@ def evaluate_vae(job: VaeJob) -> Result:
         },
         "weights": {"vae": sha256},
     }
-    return run.run(
-        run.ScoreJob(
-            protocol=job.protocol,
-            items=items,
+    return run(
+        ScoreJob(
+            evaluation=Evaluation(job.protocol, items, job.first is None),
             images=ImageSet(job.out / IMAGES, refs, made),
             references=references,
             chosen=chosen,
-            missing=missing,
+            missing=[*missing, *others],
             out=job.out,
-            runner=job.pool.runner(NO_LIMITS, threads=None, device=job.device),
-            device=job.device,
-            allow_missing=job.allow_missing,
-            complete=job.first is None,
-            seed=job.seed,
-            overlap=None if training is None else compare(training, (), references, job.device),
+            runner=scoring.pool.runner(NO_LIMITS, threads=None, device=scoring.device),
+            scoring=scoring,
+            overlap=None if training is None else compare(training, (), references, scoring.device),
             layout=LAYOUT,
         )
     )
@@ -175,7 +163,7 @@ def _reconstruct(job: VaeJob, model: Model, images: Sequence[ImageRef]) -> list[
     with progress("reconstruct", len(files), "images") as advance:
         advance(len(files) - len(left))
         if left:
-            vae = load_component(model, "vae", "float32", job.device, weights=job.vae)
+            vae = load_component(model, "vae", "float32", job.scoring.device, weights=job.vae)
             tiled(vae)
         for at in left:
             pixels, _, _ = images[at].pixels()

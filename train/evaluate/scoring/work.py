@@ -114,7 +114,7 @@ class ScoreWork(Work):
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         from uhr.models.metrics.base import Sample, check_samples
 
-        metrics = [] if self.references_only else self.made.image_metrics
+        metrics = {} if self.references_only else self._image_metrics()
         rows: list[dict[str, Any]] = []
         features: dict[str, list[Features]] = {}
         for number, row in enumerate(items.to_pylist()):
@@ -126,15 +126,15 @@ class ScoreWork(Work):
                 )
             image, sha256, size = ref.pixels()
             reference = None
-            if row["reference"] is not None and any("reference" in each.needs for each in metrics):
+            if row["reference"] is not None and any("reference" in each.needs for each in metrics.values()):
                 reference = _ref(row["reference"]).pixels()[0]
             sample = Sample(image, row["index"], row["prompt"], reference, ref.path)
             values: dict[str, float] = {}
             try:
-                for metric in metrics:
+                for name, metric in metrics.items():
                     check_samples(metric, [sample])
                     (scores,) = metric.score([sample])
-                    values |= _finite(scores, metric)
+                    values |= {score_column(name, key): v for key, v in _finite(scores, metric).items()}
                 for key, extractor in self.made.extractors.items():
                     features.setdefault(key, []).append(extractor.features(image, row["index"]))
             except UserError as error:
@@ -149,14 +149,23 @@ class ScoreWork(Work):
         for key, parts in features.items():
             Features.merge(parts).write(self.features / features_name(key, first))
 
+    def _image_metrics(self) -> dict[str, ImageMetric]:
+        """The metrics of images by their names in the protocol."""
+        from uhr.models.metrics.base import ImageMetric
+
+        both = zip(self.chosen, self.made.metrics, strict=True)
+        return {chosen.name: metric for chosen, metric in both if isinstance(metric, ImageMetric)}
+
     @staticmethod
-    def _schema(metrics: Sequence[ImageMetric]) -> pa.Schema:
+    def _schema(metrics: Mapping[str, ImageMetric]) -> pa.Schema:
         own = [("index", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
-        return pa.schema([*own, *((column.name, pa.float64()) for m in metrics for column in m.columns)])
+        columns = (score_column(name, column.name) for name, m in metrics.items() for column in m.columns)
+        return pa.schema([*own, *((column, pa.float64()) for column in columns)])
 
 
 class Made(NamedTuple):
-    """Loaded metrics, in the order of the protocol. `extractors` are those of all metrics of sets, by key."""
+    """Loaded metrics, in the order of those that were chosen. `extractors` are those of all metrics of sets,
+    by key."""
 
     metrics: list[ImageMetric | SetMetric]
     extractors: dict[str, Any]
@@ -166,7 +175,7 @@ class Made(NamedTuple):
         """Load the metrics.
 
         failed: takes the errors of metrics whose weights the user did not name, which are left out; None
-            raises them. Raises UserError if one cannot be loaded, or if two give columns of one name.
+            raises them. Raises UserError if one cannot be loaded.
         """
         from uhr.models.metrics.registry import metric
 
@@ -182,24 +191,18 @@ class Made(NamedTuple):
 
     @classmethod
     def of(cls, made: list[Any]) -> Made:
-        """Take loaded metrics. Raises UserError if two give columns of one name."""
+        """Take loaded metrics."""
         from uhr.models.metrics.base import ImageMetric, key
 
-        seen: dict[str, str] = {}
-        for each in made:
-            for column in each.columns:
-                if column.name in seen:
-                    what = f"{each.name} and {seen[column.name]} both give {column.name}"
-                    raise UserError(f"the protocol is ambiguous: {what}", "leave one of them out")
-                seen[column.name] = each.name
         sets = [each for each in made if not isinstance(each, ImageMetric)]
         return cls(made, {key(each.extractor): each.extractor for each in sets})
 
-    @property
-    def image_metrics(self) -> list[ImageMetric]:
-        from uhr.models.metrics.base import ImageMetric
 
-        return [each for each in self.metrics if isinstance(each, ImageMetric)]
+def score_column(name: str, column: str) -> str:
+    """The column of a part with the values of a metric, which has this name in the protocol: two metrics may
+    give columns of one name.
+    """
+    return f"{name}/{column}"
 
 
 def features_name(key: str, first: int) -> str:

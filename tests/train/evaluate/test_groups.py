@@ -1,0 +1,161 @@
+"""Metrics are scored in groups, of which one is loaded at a time, and everything is checked before."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.train.evaluate.scoring.groups import divide
+from uhr.train.evaluate.scoring.work import ChosenMetric
+
+MODELS = [
+    {"metric": "own_metrics:Model", "label": "one", "options": {"scale": 1}},
+    {"metric": "own_metrics:Model", "label": "two", "options": {"scale": 2}},
+]
+WEIGHTS = ("--weights", "one=1.bin", "--weights", "two=2.bin")
+MIXED = [MODELS[0], {"metric": "glcm"}, {"metric": "random-frechet"}, MODELS[1]]
+
+
+@pytest.fixture
+def weights():
+    for number in (1, 2):
+        Path(f"{number}.bin").write_text(str(number))
+
+
+def loads():
+    found = Path("loads")
+    return found.read_text().split() if found.exists() else []
+
+
+def test_models_are_loaded_one_at_a_time_and_results_do_not_depend_on_it(protocol, folder, score, weights):
+    file, images = protocol(metrics=MIXED), folder("images")
+    options = (*WEIGHTS, "--references", folder("references", range(10, 18)))
+    Path("alone").touch()
+    code, alone, err = score(file, images, "alone-out", *options)
+    assert code == 0, err
+    Path("alone").unlink()
+    together = score(file, images, "together", *options, "--together", 2)[1]
+    assert (alone["metrics"], alone["scores"]) == (together["metrics"], together["scores"])
+    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin"] * 2
+    assert [each["metric"] for each in alone["metrics"]] == ["one", "glcm", "random-frechet", "two"]
+    assert sorted(path.name for path in Path("together").iterdir()) == sorted(
+        ["request.json", "features", "reference-features", "scores.parquet", "result.json"]
+    )
+
+
+def test_workers_load_the_models_of_one_group_at_a_time_too(protocol, folder, score, weights, warm_workers):
+    file, images = protocol(metrics=MIXED), folder("images")
+    options = (*WEIGHTS, "--references", folder("references", range(10, 18)))
+    here = score(file, images, "here", *options)[1]
+    there = score(file, images, "there", *options, "--workers", 2)[1]
+    assert (here["metrics"], here["scores"]) == (there["metrics"], there["scores"])
+
+
+def test_metrics_of_sets_share_the_model_of_their_weights():
+    inception = [
+        ChosenMetric(name, name, {"weights": weights})
+        for name, weights in (("fid", "a.pt"), ("kid", "a.pt"), ("patch-fid", "b.pt"))
+    ]
+    glcm = ChosenMetric("glcm", "glcm", {})
+    clips = [ChosenMetric(f"c{n}", "clip-score", {"weights": "clip"}) for n in range(2)]
+    program = ChosenMetric("own", "command", {"name": "own", "columns": {"x": None}, "command": ["x"]})
+    found = divide([clips[0], *inception, glcm, clips[1], program])
+    names = [[each.name for each in group.chosen] for group in found]
+    assert names == [["c0", "glcm"], ["fid", "kid"], ["patch-fid"], ["c1"], ["own"]]
+    names = [[each.name for each in group.chosen] for group in divide([*clips, *inception, glcm], 3)]
+    assert names == [["c0", "c1", "fid", "kid", "glcm"], ["patch-fid"]]
+    assert len({group.number for group in found}) == len(found)
+
+
+def test_two_models_of_one_architecture_have_columns_of_their_own(protocol, folder, score, uhr, weights):
+    file, images = protocol(metrics=MODELS), folder("images")
+    code, result, err = score(file, images, "out", *WEIGHTS)
+    assert code == 0, err
+    names = [(each["name"], each["columns"][0]["name"]) for each in result["metrics"]]
+    assert names == [("model/one", "brightness_one"), ("model/two", "brightness_two")]
+    rows = pq.read_table("out/scores.parquet")
+    assert np.allclose(rows["brightness_two"], 2 * np.array(rows["brightness_one"]))
+    score(file, folder("other", blur=3), "other-out", *WEIGHTS)
+    compared = json.loads(uhr("eval", "compare", "out", "other-out", "--json")[1])
+    assert [each["name"] for each in compared["columns"]] == ["brightness_one", "brightness_two"]
+    assert all(each["differences"][1] for each in compared["columns"])
+
+
+def test_a_finished_group_or_result_loads_nothing(protocol, folder, score, weights):
+    file, images = protocol(metrics=MODELS), folder("images")
+    # the second model fails at the fourth image
+    score_all = (file, images, "out", *WEIGHTS)
+    Path("stop-two").write_text("3")
+    assert score(*score_all)[0] == 1
+    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin"]
+    Path("stop-two").unlink()
+    code, first, err = score(*score_all)
+    assert code == 0, err
+    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin", "2.bin"]
+    assert score(*score_all)[1] == first
+    assert len(loads()) == 3
+    # other weights under the same name are another evaluation
+    Path("2.bin").write_text("other weights")
+    code, _, err = score(*score_all)
+    assert (code, "contains another evaluation: other metrics" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ({"metric": "inception-score"}, "it needs 10 images or more, and there are 6"),
+        ({"metric": "patch-fid"}, "it needs 299 px on each side, and 0000 has 96x80 px"),
+        ({"metric": "pyiqa"}, "it needs 512 px on each side, and 0000 has 96x80 px"),
+        ({"metric": "grid"}, "it needs 256 px on each side, and 0000 has 96x80 px"),
+        ({"metric": "kid", "options": {"subsets": 3}}, "unknown key 'subsets'"),
+    ],
+)
+def test_too_few_or_too_small_images_are_reported_before_anything_is_loaded(
+    protocol, folder, score, weights, metric, says
+):
+    file, images = protocol(metrics=[MODELS[0], metric]), folder("images")
+    options = ("--weights", "one=1.bin", "--references", folder("references", range(10, 18)))
+    if metric["metric"] not in ("grid", "pyiqa"):
+        options = (*options, "--weights", f"{metric['metric']}=1.bin")
+    code, _, err = score(file, images, "out", *options)
+    assert (code, says in err) == (1, True), err
+    assert (loads(), Path("out").exists()) == ([], False)
+    if "needs" in says:
+        code, result, err = score(file, images, "out", *options, "--allow-missing")
+        assert code == 0, err
+        assert result["missing"] == [{"metric": metric["metric"], "reason": says}]
+
+
+def test_references_that_are_too_few_or_of_another_size_are_reported_before_loading(
+    protocol, folder, score, weights
+):
+    images, one = folder("images"), folder("one", [1])
+    file = protocol(metrics=[MODELS[0], {"metric": "random-kernel"}])
+    options = ("--weights", "one=1.bin", "--references")
+    code, _, err = score(file, images, "out", *options, one)
+    assert (code, "it needs 2 references or more, and there are 1" in err) == (1, True), err
+    file = protocol(metrics=[MODELS[0], {"metric": "psnr"}], references={"kind": "paired"})
+    code, _, err = score(file, images, "out", *options, folder("small", size=(40, 48)))
+    says = "psnr: it compares pixels, and 0000 has 96x80 px and its reference 40x48 px"
+    assert (code, says in err) == (1, True), err
+    assert (loads(), Path("out").exists()) == ([], False)
+
+
+def test_a_manifest_and_a_folder_of_the_same_images_are_the_same_references(protocol, folder, score, uhr):
+    images, references = folder("images"), folder("references", range(10, 18))
+    Path("references/a").mkdir()
+    Path("references/0003.png").rename("references/a/x.png")
+    Path("references/0004.png").rename("references/a.png")
+    for name, stages in (("hashed", "header, decode"), ("plain", "header")):
+        Path("p.yaml").write_text(f"name: p\nstages: [{stages}]\nrules: {{}}\n")
+        given = ("curate", "run", "p.yaml", "--source", references, "--out", name, "--workers", 0)
+        assert uhr(*given)[0] == 0
+    found = [
+        score(protocol(), images, f"from-{place}", "--references", place)[1]
+        for place in ("references", "hashed", "plain")
+    ]
+    assert len({each["references"]["id"] for each in found}) == 1
+    assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
+    assert uhr("eval", "compare", "from-references", "from-hashed", "from-plain")[0] == 0

@@ -1,0 +1,1 @@
+"""How images are scored: the request, groups of metrics that are loaded together, and the work on images."""

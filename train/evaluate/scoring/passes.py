@@ -1,0 +1,292 @@
+"""One group of metrics: loads it, takes all images through it, and summarises what they gave."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from uhr.base import parquet
+from uhr.base.config import Config, fingerprint, read_versioned
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.base.files import write_json
+from uhr.runtime.pool import InlineRunner
+from uhr.runtime.units import PlanMismatch, UnitPlan, run_units
+from uhr.train.evaluate import bootstrap
+from uhr.train.evaluate.result import SCHEMA_VERSION, ColumnResult, MetricResult
+from uhr.train.evaluate.scoring.groups import MetricGroup
+from uhr.train.evaluate.scoring.request import GENERATED, REFERENCE_UNITS, REFERENCES, UNITS, WORK, ScoreJob
+from uhr.train.evaluate.scoring.work import (
+    ChosenMetric,
+    Made,
+    ScoreWork,
+    copy_features,
+    items_table,
+    read_features,
+    references_table,
+    score_column,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+MOST_UNITS = 1000
+"""Up to this many images, each unit is one image: nothing that was scored is lost when a run is stopped."""
+
+
+class ScoredMetric(Config):
+    """A metric of a finished group, and its columns in the parts, in order; a metric of sets has none."""
+
+    result: MetricResult
+    columns: tuple[str, ...] = ()
+
+
+class ScoredGroup(Config):
+    """A group whose images were all scored.
+
+    Args:
+        number: of the plan of its units.
+        metrics: in the order of the group. failed: why the others could not be loaded.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    number: int
+    metrics: tuple[ScoredMetric, ...]
+    failed: dict[str, str]
+
+
+def score(job: ScoreJob, group: MetricGroup) -> ScoredGroup:
+    """Score all images with a group, or what is missing of them; a group that is finished is not loaded.
+
+    Raises UserError if a metric cannot be loaded, if an image cannot be scored, or if an earlier run had
+    other weights or versions.
+    """
+    file = job.out / WORK / f"group-{group.number}.json"
+    if file.exists():
+        return read_versioned(ScoredGroup, file, SCHEMA_VERSION, "name a new folder")
+    with progress("load", len(group.chosen), f"metrics ({group.label})") as advance:
+        failed: dict[str, str] = {}
+        made = Made.load(group.chosen, job.scoring.device, failed if job.scoring.allow_missing else None)
+        advance(len(group.chosen))
+    loaded = MetricGroup(tuple(each for each in group.chosen if each.name not in failed))
+    metrics = tuple(_scored(job, loaded, made)) if loaded.chosen else ()
+    found = ScoredGroup(number=loaded.number, metrics=metrics, failed=failed)
+    del made
+    _release()
+    if metrics:
+        write_json(file, found.model_dump(mode="json"))
+    return found
+
+
+def parts(job: ScoreJob, number: int) -> pa.Table:
+    """The rows of all images of a group that is finished."""
+    import pyarrow as pa
+
+    plan = UnitPlan.open(job.out / UNITS, number)
+    return pa.concat_tables([parquet.read(plan.part(unit)) for unit in range(plan.count)])
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is left of a metric of images when its model is freed."""
+
+    name: str
+    needs: frozenset[str]
+    columns: Sequence[Any]
+    tree: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        return self.tree
+
+
+def _scored(job: ScoreJob, group: MetricGroup, made: Made) -> list[ScoredMetric]:
+    from uhr.models.metrics.base import ImageMetric, key
+
+    chosen = group.chosen
+    keys = [key(metric) for metric in made.metrics]
+    inline = isinstance(job.runner, InlineRunner)
+    metrics: list[Any] = list(made.metrics)
+    is_image = [isinstance(metric, ImageMetric) for metric in metrics]
+    work = ScoreWork(chosen, job.scoring.device, job.out / GENERATED, made=made if inline else None)
+    if not inline:
+        # workers load their own: only the metrics of sets compare here, at the end
+        metrics = [
+            _Facts(each.name, each.needs, each.columns, each.identity()) if image else each
+            for each, image in zip(metrics, is_image, strict=True)
+        ]
+        made = Made.of([each for each, image in zip(metrics, is_image, strict=True) if not image])
+        _release()
+    paired = job.references is not None and job.references.kind == "paired"
+    references = job.references.refs if job.references is not None and paired else None
+    table = items_table(job.evaluation.items, job.images.refs, references)
+    plan = _plan(job, UNITS, table, group, keys)
+    with progress("score", plan.rows, f"images ({group.label})") as advance:
+        run_units(plan, work, job.runner, advance)
+    sets = [
+        each for each, image in zip(zip(chosen, metrics, strict=True), is_image, strict=True) if not image
+    ]
+    if job.references is not None:
+        _references(job, group, sets, inline)
+    rows = parts(job, group.number)
+    found = []
+    with progress("summarise", len(metrics), "metrics") as advance:
+        for each, metric, own, image in zip(chosen, metrics, keys, is_image, strict=True):
+            columns = _image_columns(job, each.name, metric, rows) if image else _set_columns(job, metric)
+            summary = MetricResult(
+                metric=each.name,
+                name=metric.name,
+                kind="image" if image else "set",
+                needs=tuple(sorted(metric.needs)),
+                identity=metric.identity(),
+                key=own,
+                extractor=None if image else key(metric.extractor),
+                columns=tuple(columns),
+            )
+            names = tuple(column.name for column in metric.columns) if image else ()
+            found.append(ScoredMetric(result=summary, columns=names))
+            advance()
+    return found
+
+
+def _release() -> None:
+    """Free the memory of models that nothing refers to any more, on the device too."""
+    from uhr.train.encode.work.memory import empty_gpu_cache
+
+    gc.collect()
+    if "torch" in sys.modules:
+        empty_gpu_cache()
+
+
+def _plan(job: ScoreJob, folder: str, table: pa.Table, group: MetricGroup, keys: Sequence[str]) -> UnitPlan:
+    place = job.out / folder
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        size = -(-table.num_rows // MOST_UNITS)
+        return UnitPlan.create(place, table, size, fingerprint(list(keys)), number=group.number)
+    except PlanMismatch:
+        what = f"--out {job.out} was begun with other weights or versions of {group.label}"
+        raise UserError(what, "name a new folder") from None
+
+
+def _references(
+    job: ScoreJob, group: MetricGroup, sets: Sequence[tuple[ChosenMetric, Any]], inline: bool
+) -> None:
+    """Compute the features of the references that some metric of the group needs."""
+    from uhr.models.metrics.base import key
+
+    assert job.references is not None
+    needed = [each for each in sets if "reference" in each[1].needs]
+    reused = _reuse(job, {key(metric.extractor) for _, metric in needed})
+    needed = [each for each in needed if key(each[1].extractor) not in reused]
+    if not needed:
+        return
+    chosen, metrics = [each for each, _ in needed], [metric for _, metric in needed]
+    work = ScoreWork(
+        chosen,
+        job.scoring.device,
+        job.out / REFERENCES,
+        references_only=True,
+        made=Made.of(metrics) if inline else None,
+    )
+    plan = _plan(
+        job, REFERENCE_UNITS, references_table(job.references), group, [key(metric) for metric in metrics]
+    )
+    with progress("references", plan.rows, "images") as advance:
+        run_units(plan, work, job.runner, advance)
+
+
+def check_reuse(job: ScoreJob) -> None:
+    """Raise UserError if the result whose features are to be taken over has other references."""
+    reuse = job.scoring.reuse
+    if reuse is None:
+        return
+    theirs, own = reuse.info.references, job.references
+    if (theirs and theirs.id) != (own and own.id):
+        what = f"--reuse {reuse.folder} has other references"
+        raise UserError(what, "name a result with these references, or leave --reuse out")
+
+
+def _reuse(job: ScoreJob, keys: set[str]) -> set[str]:
+    """Take over features of the references by these extractors. Returns the keys of those that there were."""
+    reuse = job.scoring.reuse
+    if reuse is None:
+        return set()
+    there = {each.extractor for each in reuse.info.metrics if "reference" in each.needs}
+    for each in keys & there:
+        copy_features(reuse.folder / REFERENCES, job.out / REFERENCES, each)
+    return keys & there
+
+
+def _prompts(job: ScoreJob) -> np.ndarray:
+    """The prompt of each image, by number."""
+    import numpy as np
+
+    return np.array([item.prompt_index for item in job.evaluation.items])
+
+
+def _image_columns(job: ScoreJob, name: str, metric: Any, rows: pa.Table) -> list[ColumnResult]:
+    found, prompts = [], _prompts(job)
+    # a number of answers is a fact of the prompt, and no result
+    own = {column.weight for column in metric.columns}
+    for column in metric.columns:
+        if column.name in own:
+            continue
+        values = rows[score_column(name, column.name)].to_numpy()
+        weights = None if column.weight is None else rows[score_column(name, column.weight)].to_numpy()
+        count = len(values) if weights is None else int((weights > 0).sum())
+        mean = None
+        if count:
+            seed = job.scoring.seed
+            mean = bootstrap.interval(values, prompts, column.mean, seed, job.resamples, weights)
+        found.append(
+            ColumnResult(
+                name=column.name,
+                better=column.better,
+                meaning=column.meaning,
+                mean=column.mean,
+                value=None if mean is None else mean.value,
+                low=None if mean is None else mean.low,
+                high=None if mean is None else mean.high,
+                weight=column.weight,
+                n=count,
+            )
+        )
+    return found
+
+
+def _set_columns(job: ScoreJob, metric: Any) -> list[ColumnResult]:
+    from uhr.models.metrics.base import key
+
+    extractor, seed = key(metric.extractor), job.scoring.seed
+    generated = read_features(job.out / GENERATED, extractor)
+    reference = read_features(job.out / REFERENCES, extractor) if "reference" in metric.needs else None
+    assert generated is not None
+    values = metric.compare(reference, generated, seed)
+    groups = bootstrap.groups_of(_prompts(job))
+    # a class of the user's own need not have it
+    without = {}
+    if groups is not None and hasattr(metric, "without"):
+        without = metric.without(reference, generated, groups, seed)
+    found = []
+    for column in metric.columns:
+        value, left_out = values[column.name], without.get(column.name)
+        ends = bootstrap.jackknife_interval(value.value, left_out)
+        found.append(
+            ColumnResult(
+                name=column.name,
+                better=column.better,
+                meaning=column.meaning,
+                value=value.value,
+                low=ends.low,
+                high=ends.high,
+                spread=value.spread,
+                spread_of=value.spread_of,
+                left_out=None if left_out is None else tuple(left_out),
+                n=value.n,
+            )
+        )
+    return found
