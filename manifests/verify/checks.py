@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
@@ -19,6 +18,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
 from uhr.manifests.selection.reference import own_fields
 from uhr.manifests.sql import literal, quoted
+from uhr.manifests.verify.scan import scan
 
 REVIEW = "review"
 REVIEWED = ("review_by", "review_time", "review_reason")
@@ -50,21 +50,23 @@ class Check(NamedTuple):
 def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
     """Yield the faults of the rows: identity, order, verdicts, counts, ranges, coverage, previews."""
     with manifest.connect() as connection:
-        values = _values_in(connection, manifest)
-        named, patches = SOURCE_NAME.name in manifest.schema.names, values["parent_id"] > 0
-        connection.register("verdicts", _verdicts_of(connection))
-        # queries of their own, of which each reads few columns
-        identity = list(_faulty(connection, manifest, _identity(named, patches)))
-        yield from identity
-        yield from _faulty(connection, manifest, _verdicts(manifest.info), "sum(n)", "verdicts")
-        values_of_rows = [
-            *_reviews(manifest.schema.names),
+        values, names = _values_in(connection, manifest), manifest.schema.names
+        named, patches = SOURCE_NAME.name in names, values["parent_id"] > 0
+        identity = list(_identity(named, patches))
+        checks = [
+            *identity,
+            *_reviews(names),
             *_ranges([column for column in manifest.columns if values[column.name]]),
             *_coverage_of_stages(manifest),
         ]
-        yield from _faulty(connection, manifest, values_of_rows)
-        order = _order(manifest)
-        if identity or named or patches or not order.distinct:
+        columns = {*(check.where for check in checks), "uri", "status", "reason", "error"}
+        columns |= {SOURCE_NAME.name, *(("parent_id", "box") if patches else ())}
+        columns |= {*REVIEWED} if REVIEW in columns else set()
+        found = scan(manifest, [check.condition for check in checks], [n for n in names if n in columns])
+        yield from _faulty(connection, manifest, zip(checks, found.counts, strict=True))
+        connection.register("verdicts", found.verdicts)
+        yield from _faulty(connection, manifest, _counted(connection, list(_verdicts(manifest.info))))
+        if any(found.counts[: len(identity)]) or named or patches or not found.rising:
             # else ids are the hashes of different uris
             yield from _repeated(connection, manifest)
         if patches:
@@ -72,38 +74,25 @@ def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
         yield from _counts(connection, manifest.info)
         yield from _coverage(values, manifest)
         yield from _previews(connection, manifest)
-    if order.falls_at is not None:
-        row = place_of_row(manifest, order.falls_at)
+    if found.falls_at is not None:
+        row = place_of_row(manifest, found.falls_at)
         yield VerifyFault("order", "uri", f"the rows are not sorted by it: {row}")
 
 
 def _faulty(
-    connection: duckdb.DuckDBPyConnection,
-    manifest: Manifest,
-    checks: Iterable[Check],
-    rows: str = "count(*)",
-    relation: str = "samples",
+    connection: duckdb.DuckDBPyConnection, manifest: Manifest, counted: Iterable[tuple[Check, int]]
 ) -> Iterator[VerifyFault]:
-    """Yield a fault for each check whose condition is true for rows of a relation. `rows` is SQL that counts
-    them.
-    """
-    checks = list(checks)
-    if not checks:
-        return
-    sums = ", ".join(f"{rows} FILTER ({check.condition})" for check in checks)
-    counted = connection.sql(f"SELECT {sums} FROM {relation}").fetchall()[0]
-    for check, count in zip(checks, counted, strict=True):
+    """Yield a fault for each check that counted rows."""
+    for check, count in counted:
         if count:
             named = _examples(connection, manifest, check.condition)
-            yield VerifyFault(check.check, check.where, f"{check.what}: {named}", int(count))
+            yield VerifyFault(check.check, check.where, f"{check.what}: {named}", count)
 
 
-def _verdicts_of(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Return the distinct verdicts, with the number `n` of their rows; each error that exists is ''."""
-    return connection.sql(
-        """SELECT status, reason, CASE WHEN error IS NOT NULL THEN '' END AS error, count(*) AS n
-           FROM samples GROUP BY ALL"""
-    ).to_arrow_table()
+def _counted(connection: duckdb.DuckDBPyConnection, checks: Sequence[Check]) -> Iterable[tuple[Check, int]]:
+    """Return each check of verdicts with the number of rows for which its condition is true."""
+    sums = ", ".join(f"coalesce(sum(n) FILTER ({check.condition}), 0)::BIGINT" for check in checks)
+    return zip(checks, connection.sql(f"SELECT {sums} FROM verdicts").fetchall()[0], strict=True)
 
 
 def _examples(connection: duckdb.DuckDBPyConnection, manifest: Manifest, condition: str) -> str:
@@ -129,9 +118,10 @@ def _identity(named: bool, patches: bool) -> Iterator[Check]:
     # as in schema.sample_id
     text = "coalesce(source_name || ':', '') || uri" if named else "uri"
     whole = f"(strlen(sample_id) <> 32 OR NOT starts_with(sha256({text}), sample_id))"
-    yield Check("identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}")
     if not patches:
+        yield Check("identity", "sample_id", "is not the hash of its uri", whole)
         return
+    yield Check("identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}")
     # as in schema.patch_id
     patch = "sample_id IS DISTINCT FROM sha256(parent_id || '#' || array_to_string(box, ','))[1:32]"
     yield Check(
@@ -306,35 +296,3 @@ def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iter
         if found:
             names = ", ".join(str(name) for (name,) in found[:EXAMPLES])
             yield VerifyFault("previews", "sample_id", f"{what}: {names}", len(found))
-
-
-class _Order(NamedTuple):
-    """The position of the first row whose uri is less than that of the row before, and whether the uris are
-    known to be distinct.
-    """
-
-    falls_at: int | None
-    distinct: bool
-
-
-def _order(manifest: Manifest) -> _Order:
-    last: str | None = None
-    position, distinct = 0, True
-    for batch in manifest.rows(columns=["uri"]):
-        uris = batch.column("uri")
-        before = uris if last is None else pa.concat_arrays([pa.array([last], uris.type), uris])
-        if _first(before, "less_equal") is not None:
-            distinct = False
-            falls = _first(before, "less")
-            if falls is not None:
-                return _Order(position + falls + (last is None), distinct)
-        position += batch.num_rows
-        last = uris[-1].as_py() if batch.num_rows else last
-    return _Order(None, distinct)
-
-
-def _first(uris: pa.Array, compare: str) -> int | None:
-    """Return the first place where the next uri compares so with the one there; None if there is none."""
-    found = pc.call_function(compare, [uris[1:], uris[:-1]])
-    place = pc.call_function("index", [found], pc.IndexOptions(pa.scalar(True))).as_py()
-    return None if place < 0 else place

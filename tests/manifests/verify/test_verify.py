@@ -1,4 +1,5 @@
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from uhr.base.files import sha256_file
+from uhr.manifests import parts
 from uhr.manifests.info import ManifestInfo, content_id
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
@@ -93,6 +95,27 @@ def test_ids_that_occur_twice_are_counted_and_named(make: Make, make_row: Row, t
 def test_rows_out_of_order_are_found(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(number) for number in (50, 53, 51, 54)]
     assert _kinds(verify(make(tmp_path / "set", rows).path).faults) == {("order", "uri")}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_faults_do_not_depend_on_row_groups(
+    seed: int, make: Make, make_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = random.Random(seed)
+    rows = [make_row(number) for number in range(50, 62)]
+    if seed:
+        for changes, _ in drawn.sample(list(PLANTED.values()), 3):
+            rows[drawn.randrange(12)] |= changes
+        places = drawn.sample(range(12), 2)
+        rows[places[0]], rows[places[1]] = rows[places[1]], rows[places[0] if seed % 2 else places[1]]
+    whole = verify(make(tmp_path / "whole", rows).path).faults
+    assert bool(whole) == bool(seed)
+    monkeypatch.setattr(parts, "GROUP_ROWS", drawn.randrange(1, 5))
+    assert verify(make(tmp_path / "cut", rows).path).faults == whole
+
+
+def test_a_manifest_without_rows_is_sound(make: Make, tmp_path: Path) -> None:
+    assert verify(make(tmp_path / "set", []).path).faults == []
 
 
 def test_previews_of_nothing_and_repeated_previews_are_found(
