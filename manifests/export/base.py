@@ -50,13 +50,24 @@ class Sample:
     def id(self) -> str:
         return str(self.row["sample_id"])
 
-    def facts(self) -> dict[str, Any]:
-        """Return the row without nulls, as JSON can have it.
+    def json(self) -> str:
+        """Return the row without nulls as a JSON object.
 
         NaN and infinity count as null. Bytes are base64; times, decimals and the like are texts.
         """
-        row = {name: value for name, value in finite(self.row).items() if value is not None}
-        return json.loads(json.dumps(row, default=_text, allow_nan=False))
+        try:
+            return _json(self.row)
+        except ValueError:  # it has NaN or infinity: they are rare, and to look for them takes longer
+            return _json(finite(self.row))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `json` says."""
+        return json.loads(self.json())
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    values = {name: value for name, value in row.items() if value is not None}
+    return json.dumps(values, default=_text, ensure_ascii=False, allow_nan=False)
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,19 +33,18 @@ class WebDataset(Format):
         with (
             atomic(out / path) as temporary,
             open(temporary, "wb") as file,
+            EarlyWrites(file.fileno()) as writes,
             tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
         ):
-            writes = EarlyWrites(file.fileno())
             for sample in samples:
-                facts = sample.facts()
                 for extension, data in (
                     (sample.extension, sample.data),
                     ("txt", sample.caption.encode()),
-                    ("json", json.dumps(facts, ensure_ascii=False).encode()),
+                    ("json", sample.json().encode()),
                 ):
                     member = tarfile.TarInfo(f"{sample.id}.{extension}")
                     member.size = len(data)
                     member.mode = 0o644
                     tar.addfile(member, io.BytesIO(data))
                 writes.grown(tar.offset)
-                yield Entry(path, shard.split, sample.caption, facts)
+                yield Entry(path, shard.split, "", {})  # there is no index

@@ -5,8 +5,18 @@ import stat
 
 import pytest
 
+from uhr.base import files
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, disk_fault, saving, sha256_file, user_path, usual_modes, write_json
+from uhr.base.files import (
+    EarlyWrites,
+    atomic,
+    disk_fault,
+    saving,
+    sha256_file,
+    user_path,
+    usual_modes,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -110,3 +120,26 @@ def test_a_refused_write_is_distinguished_from_a_refused_read(tmp_path):
         with pytest.raises(type(error)) as passed, saving(place, "fix it"):
             raise error
         assert passed.value is error
+
+
+def test_a_growing_file_is_written_early_and_a_failure_of_the_disk_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_WRITTEN_AT_ONCE", 10)
+    seen = []
+    monkeypatch.setattr(files, "_data_to_disk", lambda handle: seen.append(os.fstat(handle).st_size))
+    with open(tmp_path / "file", "wb", buffering=0) as file, EarlyWrites(file.fileno()) as writes:
+        for size in range(1, 26):
+            file.write(b"x")
+            writes.grown(size)
+    assert 1 <= len(seen) <= 2
+    assert seen[0] >= 10
+
+    def broken(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write_on_a_broken_disk():
+        with open(tmp_path / "file", "wb") as file, EarlyWrites(file.fileno()) as writes:
+            writes.grown(10)
+
+    monkeypatch.setattr(files, "_data_to_disk", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        write_on_a_broken_disk()
