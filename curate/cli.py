@@ -228,15 +228,25 @@ def show(
             metavar="PIPELINE", help="A preset's name or a YAML file. Without it: the list of presets."
         ),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="The source whose columns the rules may use, as in `run`: manifest:M."
+        ),
+    ] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Show the commented YAML of a preset; for a file, or with --set, the whole resulting pipeline."""
+    """Show the commented YAML of a preset; for a file, or with --set or --source, the whole resulting
+    pipeline.
+    """
     from uhr.base.config import parse_yaml
     from uhr.curate.config import is_file, preset_names, preset_text
 
-    if pipeline is not None and (sets or is_file(pipeline)):
-        _show_whole(pipeline, sets or [], as_json)
+    if pipeline is None and source is not None:
+        raise UserError("--source is set and no pipeline is named", "name a preset or a file")
+    if pipeline is not None and (sets or source is not None or is_file(pipeline)):
+        _show_whole(pipeline, source, sets or [], as_json)
         return
     if pipeline is not None:
         text = preset_text(pipeline)
@@ -250,7 +260,7 @@ def show(
     )
 
 
-def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
+def _show_whole(pipeline: str, source: str | None, sets: list[str], as_json: bool) -> None:
     """Print every key of the pipeline that results from preset, file and command line.
 
     Raises UserError if a run would not start with it, other than for models that are missing here.
@@ -260,14 +270,18 @@ def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
     from uhr.curate.config import fetching, load
     from uhr.curate.estimate import plan_of
     from uhr.curate.planning.placement import whole_tree
-    from uhr.manifests import sources
+    from uhr.curate.sources import source_of
     from uhr.manifests.schema import SOURCES
 
     config = load(pipeline, sets)
     tree = whole_tree(config)
-    # without sources of its own, those of any list of URLs: which source it will have is not known
-    images = sources.of_pipeline(config.sources, pipeline) if config.sources else None
-    columns = SOURCES if images is None else images.columns
-    plan_of(fetching(config) if images is None or images.fetches else config, False, columns)
+    # without a source, the columns of any list of URLs: which source it will have is not known
+    named = source is not None or bool(config.sources)
+    images = source_of(source, config.sources, pipeline) if named else None
+    if images is None:
+        plan_of(fetching(config), False, SOURCES)
+    else:
+        whole = fetching(config, images.obeys) if images.fetches else config
+        plan_of(whole, False, images.columns)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     console.emit(tree, as_json, lambda _: console.say(text.rstrip()))

@@ -258,8 +258,16 @@ def _value(value: Any) -> str:
 def print_stages(stages: list[dict[str, Any]]) -> None:
     """Print the stages as a table, which fits on the terminal."""
 
-    def packages(stage: Mapping[str, Any]) -> str:
-        return ", ".join(f"{each['package']} ({each['licence']})" for each in stage["packages"])
+    def models(stage: Mapping[str, Any]) -> str:
+        found = [
+            f"{each['package']} ({each['licence']}){'' if each['installed'] else ', not installed'}"
+            for each in stage["packages"]
+        ]
+        if stage["set"]:
+            found.append(f"set {' or '.join(stage['set'])}")
+        elif stage["missing"] is not None and all(each["installed"] for each in stage["packages"]):
+            found.append("without its weights")
+        return "; ".join(found)
 
     rows = [
         [
@@ -267,8 +275,8 @@ def print_stages(stages: list[dict[str, Any]]) -> None:
             stage["reads"],
             ", ".join(column["column"] for column in stage["adds"]),
             ", ".join(stage["needs"]),
-            (packages(stage) + (" missing" if stage["missing"] else "")).strip(),
+            models(stage),
         ]
         for stage in stages
     ]
-    table(["stage", "reads", "adds", "needs", "packages"], rows, fit=True)
+    table(["stage", "reads", "adds", "needs", "packages and models"], rows, fit=True)

@@ -41,6 +41,10 @@ class Package:
     extra: str
     licence: str = ""
 
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.name) is not None
+
 
 class BaseStage(ABC):
     """Base of all kinds of stage: a name, parameters, declared columns, weights, a fingerprint."""
@@ -87,7 +91,7 @@ class BaseStage(ABC):
         Called once, when the pipeline is planned. It must not download anything.
         """
         for package in self.packages:
-            if importlib.util.find_spec(package.name) is None:
+            if not package.is_installed:
                 return f"the package '{package.name}' is not installed ({install(package.extra)})"
         for name, text in self.weights().items():
             if (lack := missing_weights(text)) is not None:

@@ -19,7 +19,8 @@ READS = {"header": "header", "pixel": "pixels", "batch": "model", "set": "set", 
 
 def all_stages() -> list[dict[str, Any]]:
     """Return for each stage its name, what it reads, columns, needs, parameters with defaults, packages and
-    licences.
+    licences; `set` are the parameters without which it cannot run, of which one is enough where it has a
+    model, and `missing` what this machine lacks.
     """
     return [_description(name) for name in NAMES]
 
@@ -37,9 +38,18 @@ def _description(name: str) -> dict[str, Any]:
         ],
         "needs": list(stage.needs),
         "parameters": {key: None if field.is_required() else field.default for key, field in params.items()},
-        "packages": [{"package": p.name, "extra": p.extra, "licence": p.licence} for p in stage.packages],
+        "packages": [
+            {"package": p.name, "extra": p.extra, "licence": p.licence, "installed": p.is_installed}
+            for p in stage.packages
+        ],
+        "set": required or _examples(stage.unnamed()),
         "missing": None if required else stage.missing(),
     }
+
+
+def _examples(unnamed: str | None) -> list[str]:
+    """Return the parameters of `BaseStage.unnamed`, without the values of its examples."""
+    return [] if unnamed is None else [each.partition("=")[0] for each in unnamed.split(" or ")]
 
 
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:

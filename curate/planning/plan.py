@@ -417,6 +417,7 @@ def _check_columns(condition: SqlCondition, planned: pa.Schema) -> None:
     for name in sorted(condition.columns.difference(planned.names)):
         if (stage := stage_adding(name)) is not None:
             raise UserError(
-                f"{condition.where}: no stage adds column '{name}'", f"put stage '{stage}' into the pipeline"
+                f"{condition.where}: no stage adds column '{name}'",
+                f"put stage '{stage}' into the pipeline, or name a --source that has it",
             )
         raise condition.unknown_column(name, planned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -162,6 +163,27 @@ def test_show_of_a_file_refuses_what_a_run_would(uhr, tmp_path):
     assert "stated_width > 9" in printed
 
 
+def test_show_knows_the_columns_that_only_a_named_source_has(uhr, out, tmp_path):
+    file = tmp_path / "again.yaml"
+    # the manifest has it, and no stage of this pipeline adds it
+    file.write_text("stages: [header]\nrules: {busy: entropy > 3}\n")
+    code, printed, errors = uhr("curate", "show", file)
+    assert (code, printed) == (1, "")
+    assert "no stage adds column 'entropy': put stage 'entropy' into the pipeline" in errors
+    assert errors.endswith("or name a --source that has it\n")
+    code, printed, errors = uhr("curate", "show", file, "--source", f"manifest:{out}")
+    assert code == 0, errors
+    assert yaml.safe_load(printed)["rules"] == {"busy": "entropy > 3"}
+    # the run judges the same: what neither has is a mistake in both
+    for rule, code in (("entropy > 3", 0), ("phash IS NULL", 1)):
+        words = ("--source", f"manifest:{out}", "--set", f"rules.busy={rule}")
+        assert uhr("curate", "show", file, *words)[0] == code
+        assert uhr("curate", "run", file, *words, "--out", tmp_path / "o", "--workers", 0)[0] == code
+    code, _, errors = uhr("curate", "show", "--source", f"manifest:{out}")
+    assert code == 1
+    assert "no pipeline is named" in errors
+
+
 def test_show_lists_presets_and_stages_lists_stages(uhr):
     listed = uhr("curate", "show")[1]
     assert all(name in listed for name in preset_names())
@@ -172,6 +194,27 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
     assert stages["header"]["reads"] == "header"
     printed = uhr("curate", "stages")[1]
     assert all(name in printed for name in NAMES)
+
+
+@pytest.mark.parametrize("lacking", [None, "open_clip"])
+def test_the_list_of_stages_tells_a_package_that_is_lacking_from_a_model_that_is_not_named(
+    uhr, monkeypatch, lacking
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else real(name))
+    stages = {stage["stage"]: stage for stage in json.loads(uhr("curate", "stages", "--json")[1])}
+    by_name = {line.split()[0]: line for line in uhr("curate", "stages")[1].splitlines()}
+    # what runs as it is has nothing to do, and the rest says what a run without it would
+    assert by_name["flatness"].endswith("flat_fraction")
+    assert stages["flatness"]["set"] == []
+    assert by_name["rank"].endswith("set of")
+    assert by_name["caption"].endswith("set weights or server")
+    assert stages["caption"]["set"] == ["weights", "server"]
+    assert by_name["safety"].endswith("set nsfw or watermark")
+    assert by_name["q_align"].endswith("icecream (MIT); without its weights")
+    found = "open_clip (MIT), not installed; set weights" if lacking else "open_clip (MIT); set weights"
+    assert by_name["embedding"].endswith(found)
+    assert [each["installed"] for each in stages["embedding"]["packages"]] == [lacking is None]
 
 
 @pytest.mark.parametrize("columns", [100, 140, 300])
