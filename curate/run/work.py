@@ -26,6 +26,7 @@ from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
+from uhr.curate.stages.frames.decode import DecodeStage
 from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
 from uhr.manifests.sources.base import Source
 from uhr.pixels.files import changed
@@ -131,6 +132,8 @@ class _UnitRun:
         self._views = self._pass.views
         self._previews = bool(work.plan.config.preview) and has_previews(work.plan, work.number)
         self._block = ViewBlock(list(self._views))
+        decoders = (p.label for p in self._pass.pixel if isinstance(p.stage, DecodeStage))
+        self._decodes = next(decoders, DECODING)
         kept = {column.name for column in (*BASE, *self._plan.given)}
         if "content_hash" in {column.name for planned in self._plan.stages for column in planned.stage.adds}:
             kept.remove("content_hash")
@@ -354,7 +357,8 @@ class _UnitRun:
                         self.rows.put(index, planned, planned.stage.annotate(frame))
                 if self._previews and number == 1 + len(self._pass.header):
                     # right after the first pixel stage, so that images which later rules reject have one too
-                    label = "preview"  # whichever stage comes first: the fault is of the image
+                    # whichever stage comes first: the fault is of the image
+                    label = "preview" if frame.is_decoded else self._decodes
                     if not self._reuse_preview(index):
                         if not self._begin(index, number, label):
                             return False

@@ -249,3 +249,24 @@ def test_the_files_of_the_documentation_work(folder, tmp_path, uhr):
     assert uhr("curate", "run", tmp_path / "mining.yaml", "--out", tmp_path / "policy", *run, *policy)[0] == 0
     reasons = {name: row["reason"] for name, row in rows(Manifest.open(tmp_path / "policy")).items()}
     assert (reasons["a.jpg"], reasons["none.png"]) == (None, "licence")
+
+
+def test_a_damaged_image_fails_in_the_stage_that_decodes_also_after_a_blocklist(folder, tmp_path, uhr):
+    (tmp_path / "images").mkdir()
+    data = save(tmp_path / "whole.jpg", 8)
+    (tmp_path / "images" / "cut.jpg").write_bytes(data[: len(data) // 2])
+    errors = set()
+    for stages, more in (
+        ("[header, decode, entropy]", ()),
+        ("[header, decode, entropy]", ("--set", f"blocklist={folder / 'takedowns.txt'}")),
+        ("[header, rights, {stage: decode, name: decode}, entropy]", ()),
+    ):
+        pipeline = tmp_path / "p.yaml"
+        pipeline.write_text(f"stages: {stages}")
+        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        run = ("--source", tmp_path / "images", "--engine", "local", "--workers", 0, "--out", out, *more)
+        assert uhr("curate", "run", pipeline, *run)[0] == 0
+        (row,) = Manifest.open(out).table().to_pylist()
+        errors.add((row["status"], row["reason"], row["error"]))
+    assert len(errors) == 1
+    assert errors.pop()[2].startswith("decode: ")
