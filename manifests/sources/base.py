@@ -186,22 +186,19 @@ class FetchedFiles(Config):
 
     folder: of this machine. store: an address in an object store that several machines share; `folder` then
     has only what each of them needs for itself. earlier: folders or addresses of unfinished runs, from which
-    files are taken over. again: whether what could not be fetched is tried again.
+    files are taken over. again: whether what could not be fetched is tried again. name: the folder in each of
+    these that has the files of one of several sources.
     """
 
     folder: str
     store: str | None = None
     earlier: tuple[str, ...] = ()
     again: bool = False
+    name: str = ""
 
     def within(self, name: str) -> FetchedFiles:
         """Return the places of one of several sources."""
-        return FetchedFiles(
-            folder=f"{self.folder}/{name}",
-            store=None if self.store is None else f"{self.store}/{name}",
-            earlier=tuple(f"{place}/{name}" for place in self.earlier),
-            again=self.again,
-        )
+        return self.model_copy(update={"name": name})
 
 
 class Source(Config, ABC):

@@ -58,7 +58,7 @@ class HttpOptions(Config):
 
     timeout: seconds without a byte; total: seconds for one attempt; retries: attempts after the first, of
     what may pass by itself (no connection, time-outs, 408, 425, 429, 5xx); concurrency: fetches at once in
-    each worker process; per_host: fetches at once from one host, of all processes of a machine; most: bytes
+    each worker process; per_host: fetches at once from one host, of all processes and machines; most: bytes
     of an answer; private: whether addresses that are not public may be fetched; obey: whether robots.txt,
     X-Robots-Tag and tdm-reservation are obeyed; user_agent: the header; `uhr/VERSION` by default.
     """
@@ -112,13 +112,15 @@ class Request:
     types: beginnings of the accepted content types; all if empty. allowed: called with each URL before it is
     fetched, redirects included; returns the reservation because of which it must not be, or None, or raises
     NotFetched. usable: called with the headers of the answer before its body is read; returns the reservation
-    because of which it must not be used, or None.
+    because of which it must not be used, or None. take: called before each URL is requested; waits until its
+    host may be. The time of `allowed` and `take` does not count.
     """
 
     url: str
     options: HttpOptions
     types: tuple[str, ...] = IMAGE_TYPES
     allowed: Callable[[str], str | None] = lambda url: None
+    take: Callable[[str], None] = lambda url: None
     usable: Callable[[Mapping[str, list[str]]], str | None] = lambda headers: None
 
 
@@ -149,8 +151,11 @@ def _attempt(request: Request, body: BinaryIO) -> Fetched:
     try:
         while True:
             target = _Target.of(found.url, options)
+            begin = time.monotonic()
             if (why := request.allowed(found.url)) is not None:
                 return replace(found, opt_out=why)
+            request.take(found.url)
+            end += time.monotonic() - begin
             with _answer(target, options, end) as answer:
                 headers: dict[str, list[str]] = {}
                 for name, value in answer.getheaders():

@@ -5,7 +5,6 @@ any process.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ from uhr.base.files import atomic, sha256_file, write_json
 from uhr.base.paths import in_store, text_path
 from uhr.base.store import FolderStore, ObjectStore, Store, StoreError
 from uhr.manifests.sources.base import FetchedFiles
+from uhr.manifests.sources.fetching.hosts import Hosts, Machines, locked
 from uhr.manifests.sources.fetching.http import AGENT, Fetched, HttpOptions, NotFetched, Request, get
 from uhr.manifests.sources.fetching.robots import Robots, opt_out, opt_out_headers
 
@@ -41,8 +41,7 @@ COPIES = 256
 
 
 class Spool:
-    """The answers of URLs, the rules of their sites, and the locks that bound the number of fetches from one
-    host, for all processes and threads of a machine.
+    """The answers of URLs and the rules of their sites, for all processes and threads of a machine.
 
     The answers are in a folder, or in an object store, where all machines find them; then each process has
     copies of a few. An answer that another attempt may change (a time-out, HTTP 503) is only remembered,
@@ -51,12 +50,18 @@ class Spool:
 
     def __init__(self, files: FetchedFiles, options: HttpOptions) -> None:
         self.files, self.options = files, options
-        self.folder = self._shared = text_path(files.folder)
-        self._store = None if files.store is None else ObjectStore(files.store)
-        if self._store is not None:
-            self._shared = self._store.work_folder()
+        shared, self._store, machines = text_path(files.folder), None, None
+        self.folder = shared / files.name
+        if files.store is not None:
+            shared = ObjectStore(files.store).work_folder()
+            # no source can have this name
+            machines = Machines(f"{files.store}/(machines)", shared)
+            self._store = ObjectStore(f"{files.store}/{files.name}")
             self._copies = tempfile.TemporaryDirectory(prefix="uhr-fetched-")
             self.folder = Path(self._copies.name)
+        # of all sources of the run; what a robots.txt says may depend on the options of one
+        self.hosts = Hosts(shared / "hosts", options.per_host, machines)
+        self._robots_texts = shared / files.name / "robots"
         self._failed: dict[str, Mapping[str, Any]] = {}
         self._again: set[str] = set()
         self._held: deque[Path] = deque()
@@ -161,7 +166,7 @@ class Spool:
     def _places(self) -> list[Store]:
         return [
             ObjectStore(place) if in_store(place) else FolderStore(str(text_path(place)))
-            for place in self.files.earlier
+            for place in (f"{each}/{self.files.name}" for each in self.files.earlier)
         ]
 
     def _keep(self, url: str, tree: Mapping[str, Any]) -> None:
@@ -182,8 +187,9 @@ class Spool:
         request = Request(url, self.options)
         if self.options.obey:
             request = replace(request, allowed=self._disallowed, usable=lambda found: opt_out(found, AGENT))
-        with self._slot(url), tempfile.NamedTemporaryFile(dir=facts.parent, suffix=".tmp") as body:
-            found = get(request, cast(BinaryIO, body))
+        body = tempfile.NamedTemporaryFile(dir=facts.parent, suffix=".tmp")  # noqa: SIM115 - closed below
+        with body, self.hosts.holding() as take:
+            found = get(replace(request, take=take), cast(BinaryIO, body))
             if not found.transient:
                 tree = {**_facts(found), "obeyed": self.options.obey}
                 if found.whole:
@@ -232,8 +238,8 @@ class Spool:
         """Yield the file that has what is known of a site's robots.txt, and its content, while no other
         process can change it.
         """
-        file = self._shared / "robots" / hashlib.sha256(site.encode()).hexdigest()[:32]
-        with _locked(file.with_suffix(".lock")):
+        file = self._robots_texts / hashlib.sha256(site.encode()).hexdigest()[:32]
+        with locked(file.with_suffix(".lock")):
             found = None
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 found = json.loads(file.read_bytes())
@@ -254,39 +260,6 @@ class Spool:
         absent = found.status is not None and 400 <= found.status < 500 and found.status != 429
         fault = None if absent else found.fault
         return {"text": "", "fault": fault, "time": time.time(), "answered": found.status is not None}
-
-    @contextlib.contextmanager
-    def _slot(self, url: str) -> Generator[None]:
-        """Hold one of the `per_host` places of a URL's host."""
-        host = url.partition("://")[2].partition("/")[0].lower()
-        folder = self._shared / "hosts"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(host.encode()).hexdigest()[:16]
-        while True:
-            for place in range(self.options.per_host):
-                handle = os.open(folder / f"{name}-{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(handle)
-                    continue
-                try:
-                    yield
-                    return
-                finally:
-                    os.close(handle)
-            time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Generator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _site(url: str) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests import sources
 from uhr.manifests.sources.base import FetchedFiles
+from uhr.manifests.sources.fetching import http
+from uhr.manifests.sources.fetching.hosts import Machines
 from uhr.manifests.sources.fetching.robots import Robots, opt_out
 from uhr.manifests.sources.fetching.urls import Urls
 from uhr.pixels.types import PixelFault
@@ -116,8 +124,6 @@ def test_invalid_urls_and_private_addresses_are_refused(tmp_path, url, message):
 
 
 def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch):
-    from uhr.manifests.sources.fetching import http
-
     source = listed(tmp_path, f"{site.address}/moved", private=False, obey=False)
     public = http.ipaddress.ip_address("93.184.216.34")
     resolved = []
@@ -222,6 +228,87 @@ def test_no_more_than_per_host_requests_at_once(site, tmp_path, limit):
     source.prefetch([{"uri": url} for url in urls])
     assert site.most_at_once == limit
     assert sum(site.requests.values()) == 8
+
+
+def test_a_redirect_takes_a_place_of_the_host_that_it_leads_to(site, http_site, tmp_path):
+    away = http_site.Site()
+    away.delay = 0.05
+    numbers = range(8)
+    away.images.update({f"/{number}.jpg": b"x" for number in numbers})
+    site.answers.update({f"/{n}": (302, {"Location": f"{away.address}/{n}.jpg"}) for n in numbers})
+    # two names of the host that redirects: together they may ask it for twice as much
+    hosts = (site.address, site.address.replace("127.0.0.1", "localhost"))
+    urls = [f"{hosts[number % 2]}/{number}" for number in numbers]
+    source = listed(tmp_path, *urls, per_host=1, concurrency=8, obey=False)
+    try:
+        source.prefetch([{"uri": url} for url in urls])
+        assert all(source.open({"uri": url}).facts["fault"] is None for url in urls)
+        assert sum(away.requests.values()) == 8
+        assert away.most_at_once == 1
+    finally:
+        away.stop()
+
+
+def test_the_wait_for_a_place_is_no_time_of_the_fetch(site, monkeypatch):
+    waited = [0.0]
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + waited[0]))
+    options = http.HttpOptions(private=True, total=60, retries=0)
+    request = http.Request(
+        f"{site.address}/a.jpg", options, take=lambda url: waited.append(waited.pop() + 999)
+    )
+    found = http.get(request, body := io.BytesIO())
+    assert (found.whole, found.fault) == (True, None)
+    assert body.getvalue() == site.images["/a.jpg"]
+
+
+def test_the_sources_of_a_run_share_the_places_of_a_host(site, tmp_path):
+    files = FetchedFiles(folder=str(tmp_path / "spool"))
+    urls = [f"{site.address}/{number}.jpg" for number in range(8)]
+    site.images.update({f"/{number}.jpg": b"x" for number in range(8)})
+    site.delay = 0.05
+    plain = listed(tmp_path, *urls, per_host=1, concurrency=4, obey=False)
+    sources = [plain.spooled(files.within(name)) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as pool:
+        halves = ([{"uri": url} for url in urls[at::2]] for at in range(2))
+        list(pool.map(lambda source, items: source.prefetch(items), sources, halves))
+    assert sum(site.requests.values()) == 8
+    assert site.most_at_once == 1
+
+
+def test_machines_that_fetch_into_one_store_divide_the_places_of_a_host(site, tmp_path, s3, monkeypatch):
+    monkeypatch.setattr("uhr.manifests.sources.fetching.hosts.COUNTED_AGAIN", 0.0)
+    urls = [f"{site.address}/{number}.jpg" for number in range(12)]
+    site.images.update({f"/{number}.jpg": b"x" for number in range(12)})
+    site.delay = 0.05
+    plain = listed(tmp_path, *urls, per_host=3, concurrency=6, obey=False)
+    sources = []
+    for name in ("one", "two"):
+        # each machine has a cache of its own
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        files = FetchedFiles(folder=str(tmp_path / f"{name}-spool"), store=f"s3://{s3.bucket}/out/fetched")
+        sources.append(plain.spooled(files.within("web")))
+        alone = sources[-1].answers.hosts.here == 3
+        assert alone == (name == "one")
+    assert sorted(source.answers.hosts.here for source in sources) == [1, 2]
+    with ThreadPoolExecutor(2) as pool:
+        halves = ([{"uri": url} for url in urls[at::2]] for at in range(2))
+        list(pool.map(lambda source, items: source.prefetch(items), sources, halves))
+    assert sum(site.requests.values()) == 12
+    assert site.most_at_once <= 3
+    # a machine that has been silent for a minute is gone
+    monkeypatch.setattr("uhr.manifests.sources.fetching.hosts.SILENT", -1.0)
+    assert sources[0].answers.hosts.here == 3
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_shares_of_machines_are_the_whole_and_nobody_is_left_without(places, count):
+    shares = []
+    for rank in range(count):
+        machine = Machines.__new__(Machines)
+        machine._found, machine._until = (rank, count), math.inf
+        shares.append(machine.share(places))
+    assert sum(shares) == max(places, count)
+    assert max(shares) - min(shares) <= 1
 
 
 def test_lists_of_all_formats_give_the_same_items(tmp_path):
