@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import saving
 from uhr.base.paths import in_store, path_text
@@ -37,6 +37,7 @@ from uhr.curate.run.failures import (
 from uhr.manifests import parts
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import STATED
 from uhr.manifests.selection.tombstones import FORGOTTEN, all_tombstones, living
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
 from uhr.runtime.pool import Pool
@@ -149,11 +150,25 @@ def list_source(request: CurationRequest) -> Listing:
     check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
         listing = request.source.list(advance)
+    _suggest_stated_sizes(request.plan, listing)
     tombstones = all_tombstones(redactions_at(path) for path in request.reuse)
     if tombstones:
         alive = living(listing.items, tombstones)
         listing = listing.where(alive, FORGOTTEN)
     return request.subset.of(listing)
+
+
+def _suggest_stated_sizes(plan: CurationPlan, listing: Listing) -> None:
+    """Warn where images will be fetched whose sizes are in the list, and only rules over the files' own sizes
+    judge them.
+    """
+    sizes = {column.name for column in STATED}.intersection(listing.items.schema.names)
+    used = {name for rule in plan.rules for name in rule.condition.columns}
+    if not listing.source.fetches or used & sizes or not used & {"width", "height", "megapixels"}:
+        return
+    if any(len(listing.items[name]) > listing.items[name].null_count for name in sizes):
+        fix = "rules.stated={where: stated_width * stated_height >= PIXELS, null: keep}"
+        warn(f"the list states sizes, and a rule over them rejects before a byte is fetched: --set '{fix}'")
 
 
 def run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:

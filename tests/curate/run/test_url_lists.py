@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from uhr.curate.run import job
@@ -205,3 +207,57 @@ def test_a_download_that_failed_is_tried_again_on_request(
     again = next(row for row in rows if row["uri"].endswith("/missing"))
     # it has the bytes of a.jpg
     assert (again["reason"], again["http_status"], again["error"]) == ("duplicates", 200, None)
+
+
+@pytest.mark.parametrize("name", ["pd12m", "pd3m"])
+def test_the_sizes_in_a_published_list_select_before_a_byte_is_fetched(
+    site, documents, tmp_path, uhr, monkeypatch, name
+):
+    """The pipeline of docs/pipelines.md on a list in the layout of PD12M and PD3M."""
+    documents.write_files(tmp_path)
+    sizes = {"a.jpg": (4000, 3000), "b.jpg": (3000, 2000), "small.jpg": (None, None)}
+    rows = [
+        {
+            "id": str(number),
+            "url": f"{site.address}/{file}",
+            "s3_key": f"images/{file}",
+            "caption": "a lake",
+            "hash": "ab",
+            "width": size[0],
+            "height": size[1],
+            "mime_type": "image/jpeg",
+            "license": "https://creativecommons.org/publicdomain/zero/1.0/",
+            "source": "museum",
+        }
+        for number, (file, size) in enumerate(sizes.items())
+    ]
+    (tmp_path / "pd12m").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pd12m" / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
+    site.requests.clear()
+    words = ("--engine", "local", "--workers", 0, "--set", "sources.pd12m.http.private=true")
+    code, _, errors = uhr(
+        "curate", "run", "pd12m-4k.yaml", "--out", "out", *words, "--set", "rules.flatness=null"
+    )
+    assert code == 0, errors
+    assert "the list states sizes" not in errors
+    found = {
+        row["uri"].rpartition("/")[2]: row for row in Manifest.open(tmp_path / "out").table().to_pylist()
+    }
+    # what the list says nothing of is fetched, and judged by its header
+    reasons = {file: row["reason"] for file, row in found.items()}
+    assert reasons == {"a.jpg": None, "b.jpg": "stated", "small.jpg": "resolution"}
+    assert {path for path in site.requests if path != "/robots.txt"} == {"/a.jpg", "/small.jpg"}
+    assert (found["a.jpg"]["caption"], found["a.jpg"]["license"]) == ("a lake", rows[0]["license"])
+    # without the rule everything is fetched, and the run says what would have spared it
+    code, _, errors = uhr(
+        "curate", "run", "pd12m-4k.yaml", "--out", "all", *words, "--set", "rules.stated=null", "--dry-run",
+        "--measure", 0,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert errors.count("the list states sizes, and a rule over them rejects before a byte is fetched") == 1
+    named = errors.partition("--set '")[2].partition("'")[0].replace("PIXELS", "8294400")
+    code, _, errors = uhr(
+        "curate", "show", "pd12m-4k.yaml", "--set", "rules.stated=null", "--set", named, "--json"
+    )
+    assert code == 0, errors
