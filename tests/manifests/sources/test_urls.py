@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -212,6 +214,26 @@ Disallow: /everyone
 )
 def test_robots_rules_are_those_of_rfc_9309(path, allowed):
     assert Robots.parse(ROBOTS, "uhr").allows(f"https://e.org{path}") is allowed
+
+
+def test_wildcards_of_robots_are_those_of_a_regular_expression():
+    def texts(letters, longest):
+        return ["".join(each) for n in range(longest + 1) for each in product(letters, repeat=n)]
+
+    paths = texts("ab$", 4)
+    for pattern in texts("ab*$", 4):
+        parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")]
+        end = r"\Z" if pattern.endswith("$") else ""
+        wanted = re.compile("/" + ".*".join(parts) + end, re.DOTALL)
+        rules = Robots.parse(f"User-agent: *\nDisallow: /{pattern}\n", "uhr")
+        for path in paths:
+            assert rules.allows(f"https://e.org/{path}") is (wanted.match(f"/{path}") is None), pattern
+
+
+def test_no_robots_txt_holds_up_a_run():
+    # a search that goes back takes years
+    rules = Robots.parse(f"User-agent: *\nDisallow: /{'*a' * 40}$\n", "uhr")
+    assert rules.allows(f"https://e.org/{'a' * 2000}b")
 
 
 def test_an_empty_disallow_allows_everything():
