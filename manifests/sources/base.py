@@ -66,12 +66,25 @@ where there are several sources. A row of a manifest or of a listing is one.
 
 
 def absolute(text: str) -> str:
-    """Return the text of a path, as `path_text` writes it, as that of an absolute path."""
+    """Return the text of a path, as `path_text` writes it, as that of an absolute path. Raises UserError for
+    an address of an object store.
+    """
+    if in_store(text):
+        what = f"{text} is in an object store, and this kind of source reads files of this machine"
+        raise UserError(what, "copy it here, or mount the bucket; s3:// alone reads single images")
     return path_text(os.path.abspath(text_path(text)))
 
 
 LocalPath = Annotated[str, pydantic.AfterValidator(absolute)]
 """A path of this machine, made absolute, as `uhr.base.paths.path_text` writes it."""
+
+AnyPlace = Annotated[str, pydantic.AfterValidator(lambda text: text if in_store(text) else absolute(text))]
+"""A `LocalPath`, or an address in an object store."""
+
+
+def place_of(text: str) -> Path | str:
+    """Return the path of an `AnyPlace`, or the address."""
+    return text if in_store(text) else text_path(text)
 
 
 @dataclass
@@ -135,7 +148,7 @@ class TableJoin(Config):
     on: what the key is: the item's `path` in the source, its file `name`, or that without suffix (`stem`).
     """
 
-    path: LocalPath
+    path: AnyPlace
     key: str
     on: Literal["path", "name", "stem"] = "name"
 
@@ -145,13 +158,14 @@ class TableJoin(Config):
         Raises UserError if the table cannot be read, has no such column, or has no row for any item.
         """
         values: dict[str, str] = {}
-        for file in tables.table_files(self.path):
-            table = tables.read_table(file)
-            values |= tables.by_key(table, tables.column_of(table, self.key, (), str(file), "it"))
+        with tables.opened(self.path) as files:
+            for file in files:
+                table = tables.read_table(file)
+                values |= tables.by_key(table, tables.column_of(table, self.key, (), str(file), "it"))
         keys = [self._key(uri) for uri in listing.items["uri"].to_pylist()]
         if not values.keys() & keys:
             example = f"'{next(iter(values))}' and the files are '{keys[0]}'" if values else "empty"
-            what = f"no file of {listing.source.place} has a row in {text_path(self.path)}"
+            what = f"no file of {listing.source.place} has a row in {place_of(self.path)}"
             raise UserError(f"{what}: its keys are {example}", "check key, and on: path, name or stem")
         unmatched = len(values.keys() - set(keys))
         counts = {
@@ -220,7 +234,7 @@ class Source(Config, ABC):
     @classmethod
     def of_text(cls, text: str) -> Source:
         """Make the source that `--source KIND:TEXT` names: by default with `text` as its field `path`."""
-        return cls.model_validate({"path": path_text(os.path.abspath(text))})
+        return cls.model_validate({"path": text if in_store(text) else path_text(os.path.abspath(text))})
 
     @property
     @abstractmethod

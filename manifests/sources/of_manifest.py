@@ -9,17 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.errors import UserError
-from uhr.base.paths import path_text, text_path
+from uhr.manifests import places
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, CHANNELS, REJECTED_BY, VERDICT, Column
 from uhr.manifests.sources.base import (
     ITEMS,
     Advance,
+    AnyPlace,
     Item,
     Listing,
-    LocalPath,
     Source,
+    place_of,
 )
 from uhr.manifests.sources.blobs import Blob
 
@@ -37,12 +38,12 @@ class OfManifest(Source):
 
     kind = "manifest"
 
-    path: LocalPath
+    path: AnyPlace
     where: str = "status = 'kept'"
 
     @property
-    def place(self) -> Path:
-        return text_path(self.path)
+    def place(self) -> Path | str:
+        return place_of(self.path)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -56,16 +57,18 @@ class OfManifest(Source):
 
     @property
     def local_paths(self) -> Sequence[Path]:
-        return (self.place, *self.manifest.source.local_paths)
+        own = () if isinstance(self.place, str) else (self.place,)
+        return (*own, *self.manifest.source.local_paths)
 
     @property
     def addresses(self) -> Sequence[str]:
-        return self.manifest.source.addresses
+        own = (self.place,) if isinstance(self.place, str) else ()
+        return (*own, *self.manifest.source.addresses)
 
     @property
     def parents(self) -> Sequence[Parent]:
         made = self.manifest
-        return [Parent(id=made.id, path=path_text(self.place.resolve()), role="columns added to")]
+        return [Parent(id=made.id, path=places.place_of(self.place), role="columns added to")]
 
     @property
     def redactions(self) -> Sequence[Redaction]:

@@ -26,7 +26,7 @@ from uhr.manifests.sources.base import (
     version_of,
 )
 from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
-from uhr.manifests.sources.table_rows import SCHEMA, TableFiles, stated_sizes
+from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
 from uhr.manifests.uris import path_of, uri_of
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
@@ -38,19 +38,24 @@ HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
 
 
-class ParquetImages(TableFiles):
+class ParquetImages(TableRows):
     """Rows of Parquet files, each with an image: its bytes, alone or in the struct of `datasets.Image`, or
     the path of its file. The other columns go into the rows as those of a JSON sidecar.
 
-    image: the column of the bytes. file: the column of the paths, which
+    path: a file, a folder or a pattern. image: the column of the bytes. file: the column of the paths, which
     are relative to `root` (by default to the folder of the table).
     """
 
     kind = "parquet"
 
+    path: LocalPath
     image: str | None = None
     file: str | None = None
     root: LocalPath | None = None
+
+    @property
+    def place(self) -> Path:
+        return text_path(self.path)
 
     def check(self) -> None:
         assert self._files

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from uhr.base.paths import text_path
 from uhr.manifests.schema import STATED, Column
 from uhr.manifests.sources import tables
-from uhr.manifests.sources.base import GIVEN, ITEMS, LocalPath, Source
+from uhr.manifests.sources.base import GIVEN, ITEMS, Source
 
 SCHEMA = pa.schema([*ITEMS, GIVEN, *(column.field() for column in STATED)])
 """The columns of a listing: the item, the row's other values as JSON, and the size in px that it states."""
@@ -29,16 +28,6 @@ class TableRows(Source):
     def local_paths(self) -> Sequence[Path]:
         folder = Path(self.place)
         return (folder,) if folder.is_dir() else ()
-
-
-class TableFiles(TableRows):
-    """The rows of files of this machine. path: a file, a folder, or a pattern."""
-
-    path: LocalPath
-
-    @property
-    def place(self) -> Path:
-        return text_path(self.path)
 
 
 def stated_sizes(

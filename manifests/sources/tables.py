@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fnmatch
 import glob
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line, unknown
-from uhr.base.paths import text_path
+from uhr.base.paths import in_store, text_path
+from uhr.base.store import ObjectStore
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 
@@ -42,6 +46,40 @@ def table_files(path: str) -> list[Path]:
             f"there is no table at {place}", f"name a file that ends with {' or '.join(SUFFIXES)}"
         )
     return found
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Generator[list[Path]]:
+    """Yield the files of `table_files`. Of an address in an object store, which may also be a folder or a
+    pattern of names, they are copies, which are removed at the end.
+
+    Raises UserError if there is none.
+    """
+    if not in_store(path):
+        yield table_files(path)
+        return
+    folder, _, last = path.rstrip("/").rpartition("/")
+    if last.lower().endswith(SUFFIXES):
+        store = ObjectStore(folder)
+        pattern = glob.has_magic(last)
+        names = [n for n in store.names() if fnmatch.fnmatchcase(n, last)] if pattern else [last]
+        names = [name for name in names if "/" not in name and (pattern or store.exists(name))]
+    else:
+        store = ObjectStore(path)
+        names = [name for name in store.names() if name.lower().endswith(SUFFIXES[:-1])]
+    if not names:
+        raise UserError(
+            f"there is no table at {path}", f"name an object that ends with {' or '.join(SUFFIXES)}"
+        )
+    with tempfile.TemporaryDirectory(prefix="uhr-tables-") as copies:
+        files = [Path(copies, name) for name in sorted(names)]
+        for name, file in zip(sorted(names), files, strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            store.fetch(name, file)
+        try:
+            yield files
+        except UserError as error:
+            raise UserError(error.what.replace(copies, store.text), error.fix) from None
 
 
 def read_table(file: Path) -> pa.Table:

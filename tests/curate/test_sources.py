@@ -87,7 +87,8 @@ def test_captions_under_an_unknown_key_are_named_and_broken_sidecars_too(tmp_pat
     assert "no image has a caption" not in errors
 
 
-def test_a_manifest_as_source_gives_its_rows_more_columns(tmp_path, forge, uhr):
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_a_manifest_as_source_gives_its_rows_more_columns(tmp_path, forge, uhr, s3, place):
     from uhr.manifests.lineage import lineage
     from uhr.manifests.manifest import Manifest
 
@@ -100,11 +101,15 @@ def test_a_manifest_as_source_gives_its_rows_more_columns(tmp_path, forge, uhr):
     first.write_text("stages: [header, decode, entropy]\nrules: {wide: width >= 479}\n")
     second.write_text("stages: [header, exposure]\nrules: {textured: entropy > 0}\n")
     run = ("--engine", "local", "--workers", 0)
-    assert uhr("curate", "run", first, "--source", tmp_path / "in", "--out", tmp_path / "a", *run)[0] == 0
-    source = f"manifest:{tmp_path / 'a'}"
+    a = tmp_path / "a" if place == "folder" else f"s3://{s3.bucket}/a"
+    assert uhr("curate", "run", first, "--source", tmp_path / "in", "--out", a, *run)[0] == 0
+    source = f"manifest:{a}"
+    code, _, errors = uhr("curate", "run", second, "--source", source, "--out", f"{a}/b", *run)
+    assert code == 1
+    assert f"--out {a}/b" in errors
     code, _, errors = uhr("curate", "run", second, "--source", source, "--out", tmp_path / "b", *run)
     assert code == 0, errors
-    old = {row["uri"]: row for row in Manifest.open(tmp_path / "a").table().to_pylist()}
+    old = {row["uri"]: row for row in Manifest.open(a).table().to_pylist()}
     made = Manifest.open(tmp_path / "b")
     rows = {row["uri"]: row for row in made.table().to_pylist()}
     assert rows.keys() == {"0.jpg", "1.jpg"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.errors import UserError, one_line
-from uhr.base.paths import path_text
+from uhr.base.paths import in_store, path_text
 from uhr.base.store import StoreError
 from uhr.manifests.schema import STATED
 from uhr.manifests.sources import tables
@@ -23,16 +24,18 @@ from uhr.manifests.sources.base import (
     GIVEN,
     ITEMS,
     Advance,
+    AnyPlace,
     FetchedFiles,
     Item,
     Listing,
     items_table,
     numbered,
+    place_of,
 )
 from uhr.manifests.sources.blobs import Blob, LocalBlob
 from uhr.manifests.sources.fetching.http import HttpOptions, without_credentials
 from uhr.manifests.sources.fetching.spool import Spool
-from uhr.manifests.sources.table_rows import TableFiles, stated_sizes
+from uhr.manifests.sources.table_rows import TableRows, stated_sizes
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header, PixelFault
 
@@ -44,17 +47,19 @@ CONTACT_SECONDS = 30.0
 _SCHEMA = pa.schema([*ITEMS, GIVEN, pa.field("source_url", pa.string()), *(c.field() for c in STATED)])
 
 
-class Urls(TableFiles):
+class Urls(TableRows):
     """Rows of tables that name images by URL.
 
     A URL that occurs again gets a fragment with its number as uri. A URL with a user name or a password fails
     its row, and is stored without them.
 
-    url: the column of the URLs. width, height: the columns of the sizes that the list states.
+    path: a file, a folder or a pattern, also in an object store. url: the column of the URLs. width, height:
+    the columns of the sizes that the list states.
     """
 
     kind = "urls"
 
+    path: AnyPlace
     url: str | None = None
     width: str | None = None
     height: str | None = None
@@ -70,29 +75,41 @@ class Urls(TableFiles):
     def obeys(self) -> bool:
         return self.http.obey
 
+    @property
+    def place(self) -> Path | str:
+        return place_of(self.path)
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return (self.path,) if in_store(self.path) else ()
+
     def check(self) -> None:
-        tables.table_files(self.path)
+        if not in_store(self.path):
+            tables.table_files(self.path)
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
         seen: set[str] = set()
-        for file in tables.table_files(self.path):
-            table = tables.read_table(file)
-            name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
-            sizes = stated_sizes(table, self.width, self.height, str(file))
-            links = (_text(value) for value in table[name].to_pylist())
-            number = 0
-            for number, (link, given, *size) in enumerate(
-                zip(links, tables.given(table, (name,)), *sizes, strict=True), 1
-            ):
-                url = without_credentials(link)
-                fault = _fault_of(link, url)
-                uri = numbered(url or f"{file.name}#{number}", seen)
-                rows.append((uri, None, None, None, *fault, given, url or None, *size))
-            advance(number)
+        with tables.opened(self.path) as files:
+            for file in files:
+                found = list(self._rows_of(file, seen))
+                rows += found
+                advance(len(found))
         if not rows:
             raise UserError(f"the list {self.place} has no row", "name a list of URLs")
         return Listing(self, items_table(rows, _SCHEMA))
+
+    def _rows_of(self, file: Path, seen: set[str]) -> Iterator[tuple[Any, ...]]:
+        table = tables.read_table(file)
+        name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
+        sizes = stated_sizes(table, self.width, self.height, str(file))
+        links = (_text(value) for value in table[name].to_pylist())
+        given = tables.given(table, (name,))
+        for number, (link, values, *size) in enumerate(zip(links, given, *sizes, strict=True), 1):
+            url = without_credentials(link)
+            fault = _fault_of(link, url)
+            uri = numbered(url or f"{file.name}#{number}", seen)
+            yield uri, None, None, None, *fault, values, url or None, *size
 
     def open(self, item: Item) -> UrlBlob:
         return UrlBlob(self, _url(item))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from uhr.base.errors import UserError
 from uhr.base.store import StoreError
 from uhr.manifests import sources
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources.base import check_no_overlap
 from uhr.pixels.types import PixelFault
 
 
@@ -106,3 +109,57 @@ def uhr_command(capfd):
         return code, *capfd.readouterr()
 
     return call
+
+
+LISTS = {"part-0.parquet": ["http://e.org/0.jpg", None], "sub/part-1.parquet": ["http://e.org/1.jpg"]}
+
+
+@pytest.fixture
+def lists(s3, tmp_path):
+    """A folder of lists of URLs, and its copy in the bucket; a CSV with a licence for each image."""
+    folder, client = tmp_path / "lists", boto3.client("s3")
+    for name, urls in LISTS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        sizes = [4000 + number for number in range(len(urls))]
+        pq.write_table(pa.table({"url": urls, "width": sizes, "height": sizes}), folder / name)
+        client.upload_file(str(folder / name), s3.bucket, f"lists/{name}")
+    client.put_object(Bucket=s3.bucket, Key="lists/LICENSE.txt", Body=b"no list")
+    client.put_object(Bucket=s3.bucket, Key="bad.csv", Body=b"url,b\n1\n")
+    client.put_object(Bucket=s3.bucket, Key="vendor.csv", Body="name,license\né %0,CC0\né %2,MIT\n".encode())
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "/part-0.parquet", "/part-*.parquet", "/"])
+def test_a_list_of_urls_in_a_bucket_is_that_of_its_copy(s3, lists, place):
+    here = sources.parse(f"urls:{lists}{place}").list().items
+    there = sources.parse(f"urls:s3://{s3.bucket}/lists{place}")
+    assert there.list().items == here
+    assert here.num_rows == (3 if place in ("", "/") else 2)
+    again = sources.build(there.origin, "manifest.json")
+    assert (again, again.place) == (there, f"s3://{s3.bucket}/lists{place}")
+    if place == "":
+        with pytest.raises(UserError, match=r"and the source s3://\S+/lists overlap"):
+            check_no_overlap(there, f"s3://{s3.bucket}/lists/out")
+
+
+def test_a_vendors_table_in_a_bucket_is_joined(s3, bucket, lists):
+    table = {"path": f"s3://{s3.bucket}/vendor.csv", "key": "name", "on": "stem"}
+    listing = sources.build({"kind": "s3", "path": f"s3://{s3.bucket}/set", "table": table}, "p.yaml").list()
+    assert listing.items["given"].to_pylist() == ['{"license": "CC0"}', None, '{"license": "MIT"}']
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("urls:s3://BUCKET/bad.csv", r"the table s3://BUCKET/bad\.csv cannot be read \(line 2"),
+        ("urls:s3://BUCKET/no.csv", r"there is no table at s3://BUCKET/no\.csv"),
+        ("urls:s3://BUCKET/other", r"there is no table at s3://BUCKET/other"),
+        ("manifest:s3://BUCKET/set", "s3://BUCKET/set"),
+        ("webdataset:s3://BUCKET/set", "in an object store, and this kind of source reads files of this"),
+        ("parquet:s3://BUCKET/lists", "s3://BUCKET/lists is in an object store"),
+    ],
+)
+def test_what_cannot_be_read_from_a_bucket_is_one_line(s3, bucket, lists, source, message):
+    with pytest.raises(UserError, match=message.replace("BUCKET", s3.bucket)) as error:
+        sources.parse(source.replace("BUCKET", s3.bucket)).list()
+    assert "\n" not in str(error.value)
