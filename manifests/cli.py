@@ -7,7 +7,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -418,6 +418,10 @@ def browse(
         Path | None,
         _place("--reviews", "FILE", "Journal of reviews; default M-reviews.jsonl beside M.", local),
     ] = None,
+    materialise: Annotated[
+        Literal["rows", "none"],
+        typer.Option(metavar="WHAT", help="Of new manifests: rows, or none: by reference to M."),
+    ] = "rows",
     as_json: Json = False,
 ) -> None:
     """Serve a page on this machine to filter, sort, look at and review all rows, until Ctrl-C."""
@@ -432,7 +436,7 @@ def browse(
     beside = Path.cwd() if in_store(manifest.name) else manifest.path.resolve().parent
     journal = Journal(reviews or beside / f"{short_name(manifest)}-reviews.jsonl", manifest)
     into = into or beside
-    session = Session(manifest, into, journal, load_object(EXPLAINER, "explainer"))
+    session = Session(manifest, into, journal, load_object(EXPLAINER, "explainer"), materialise)
     with BrowseServer(session, port) as server:
         facts = {"url": server.url, "reviews": str(journal.file), "into": str(into)}
         console.emit(facts, as_json, lambda _: console.say(f"{server.url}  (Ctrl-C ends it)"))

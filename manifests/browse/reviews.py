@@ -32,6 +32,7 @@ from uhr.manifests.info import Parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_GROUP_ROWS
 from uhr.manifests.schema import REVIEW
+from uhr.manifests.selection.reference import with_added
 from uhr.manifests.writer import Provenance, write_manifest
 
 _FIX = "name another file with --reviews"
@@ -177,13 +178,18 @@ def _present(manifest: Manifest, ids: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Advance) -> Manifest:
+def write(
+    manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Advance, *, by_reference: bool = False
+) -> Manifest:
     """Write a manifest of all rows of `manifest` with the columns of these reviews to the folder `out`.
+
+    by_reference: whether it has these columns alone, and reads all others from `manifest`.
 
     Reviews that `manifest` has already are kept where none of `reviews` is of the same sample. Raises
     UserError if `out` is not empty or is inside a manifest.
     """
-    schema = _schema(manifest.schema)
+    added = [column.field() for column in REVIEW]
+    schema, batches = with_added(manifest, added, _Values(reviews), by_reference=by_reference)
     counts = Counter(review.verdict for review in reviews)
     operation = {
         "kind": "review",
@@ -194,22 +200,16 @@ def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Adv
     parents = [Parent(id=manifest.id, path=places.place_of(manifest.path), role="reviews of")]
     provenance = Provenance.derived(manifest, operation, parents)
     with places.output(out) as folder:
-        batches = _batches(manifest, schema, reviews, advance)
         shown = manifest.with_previews
-        previews = _previews(shown) if shown.info.previews else None
-        return write_manifest(folder, schema, batches, provenance, previews)
+        previews = _previews(shown) if shown.info.previews and not by_reference else None
+        parent = manifest if by_reference else None
+        return write_manifest(folder, schema, _counted(batches, advance), provenance, previews, parent)
 
 
 def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for part in manifest.info.previews:
         with parquet.opened(manifest.path / part.path) as file:
             yield from file.iter_batches(PREVIEW_GROUP_ROWS)
-
-
-def _schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with the columns of reviews at its end."""
-    added = {column.name: column.field() for column in REVIEW}
-    return pa.schema([field for field in schema if field.name not in added] + list(added.values()))
 
 
 def columns_of(reviews: Sequence[Review]) -> pa.Table:
@@ -226,24 +226,28 @@ def columns_of(reviews: Sequence[Review]) -> pa.Table:
     return pa.table({name: pa.array(values[name], kind) for name, kind in types.items()})
 
 
-def _batches(
-    manifest: Manifest, schema: pa.Schema, reviews: Sequence[Review], advance: Advance
-) -> Iterator[pa.RecordBatch]:
-    """Yield all rows with their reviews."""
-    table = columns_of(reviews)
-    own = {column.name: table[column.name].combine_chunks() for column in REVIEW}
-    ids = table["sample_id"].combine_chunks()
-    lookup = pc.SetLookupOptions(value_set=ids)
-    for batch in manifest.rows():
-        place = pc.call_function("index_in", [batch.column("sample_id")], lookup).fill_null(-1).to_numpy()
+class _Values:
+    """The columns of reviews of rows: new reviews, and those that the rows have where there is no new one."""
+
+    def __init__(self, reviews: Sequence[Review]) -> None:
+        table = columns_of(reviews)
+        self._new = [table[column.name].combine_chunks() for column in REVIEW]
+        self._ids = pc.SetLookupOptions(value_set=table["sample_id"].combine_chunks())
+        self._count = table.num_rows
+
+    def __call__(self, rows: pa.RecordBatch) -> list[pa.Array]:
+        place = pc.call_function("index_in", [rows.column("sample_id")], self._ids).fill_null(-1).to_numpy()
         # rows of the reviews, then those that the batch has already
-        numbers = np.where(place >= 0, place, len(ids) + np.arange(batch.num_rows))
-        columns = []
-        for field in schema:
-            has = field.name in batch.schema.names
-            old = batch.column(field.name) if has else pa.nulls(batch.num_rows, field.type)
-            if field.name in own:
-                old = pa.concat_arrays([own[field.name], old.cast(field.type)]).take(pa.array(numbers))
-            columns.append(old)
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        numbers = pa.array(np.where(place >= 0, place, self._count + np.arange(rows.num_rows)))
+        found = []
+        for column, new in zip(REVIEW, self._new, strict=True):
+            has = column.name in rows.schema.names
+            old = rows.column(column.name) if has else pa.nulls(rows.num_rows, column.type)
+            found.append(pa.concat_arrays([new, old.cast(column.type)]).take(numbers))
+        return found
+
+
+def _counted(batches: Iterable[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
         advance(batch.num_rows)

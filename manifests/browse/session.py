@@ -104,10 +104,19 @@ class Session:
         into: the folder for new manifests.
         journal: the reviews.
         explain: a function of a manifest and a row that returns its verdict, columns and rules.
+        materialise: what is written of a new manifest; with none it is by reference to this one.
     """
 
-    def __init__(self, manifest: Manifest, into: Path, journal: Journal, explain: Explain) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        into: Path,
+        journal: Journal,
+        explain: Explain,
+        materialise: Literal["rows", "none"] = "rows",
+    ) -> None:
         self.manifest, self.into, self.journal = manifest, into, journal
+        self._materialise = materialise
         self._explain = explain
         self._reviewed_rows = ReviewedRows(manifest, journal)
         self._views, self._ranges = Views(self._reviewed_rows), Ranges(self._reviewed_rows)
@@ -163,6 +172,8 @@ class Session:
         options = page.filter.options(self._reviewed_rows.schema)
         arguments = ["--status", options.status]
         arguments += [] if options.where is None else ["--where", options.where]
+        if self._materialise == "none":
+            arguments = [*arguments, "--materialise", "none"]
         line: str | None = command("manifest", "slice", self.manifest.name, *arguments, "--out", "NAME")
         line = None if self._is_unsaved(page.filter) else line
         return {"total": len(positions), "rows": rows, "where": options.where, "command": line}
@@ -267,6 +278,7 @@ class Session:
                 "save the reviews as a manifest, and slice that one",
             )
         options = saving.filter.options(self.manifest.schema)
+        options = options.model_copy(update={"materialise": self._materialise})
         with self._new(saving.name) as (out, advance):
             made = slice_manifest(self.manifest, out, options, advance)
         return _made(made)
@@ -277,7 +289,8 @@ class Session:
         if not reviews:
             raise UserError("there are no reviews to save", "accept, reject or tag an image first")
         with self._new(saving.name) as (out, advance):
-            made = write(self.manifest, reviews, out, advance)
+            by_reference = self._materialise == "none"
+            made = write(self.manifest, reviews, out, advance, by_reference=by_reference)
         return _made(made)
 
     @contextmanager

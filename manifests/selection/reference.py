@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from uhr.base.errors import UserError
@@ -78,3 +79,35 @@ def joined(rows: pa.Table, parent: Manifest, columns: Sequence[str], name: str) 
     for field in schema:
         rows = rows.append_column(field, inherited[field.name])
     return rows
+
+
+Values = Callable[[pa.RecordBatch], Sequence[pa.Array]]
+"""Returns the columns that are added to rows, for a batch of these."""
+
+
+def with_added(
+    manifest: Manifest, added: Sequence[pa.Field], values: Values, *, by_reference: bool
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return all rows of a manifest with added or replaced columns, and their schema, for `write_manifest`.
+
+    values: of a batch of the rows, with at least `sample_id` and those of the columns that they have already.
+    by_reference: whether the rows are those of a manifest by reference, without the columns of this one.
+    """
+    schema = stored_schema(added) if by_reference else with_columns(manifest.schema, added)
+    return schema, _added(manifest, schema, [field.name for field in added], values, by_reference)
+
+
+def _added(
+    manifest: Manifest, schema: pa.Schema, names: Sequence[str], values: Values, by_reference: bool
+) -> Iterator[pa.RecordBatch]:
+    known = ["sample_id", *(name for name in names if name in manifest.schema.names)]
+    start = 0
+    for batch in manifest.rows(known if by_reference else None):
+        new = dict(zip(names, values(batch), strict=True))
+        if by_reference:
+            positions = pa.array(np.arange(start, start + batch.num_rows))
+            columns = [batch.column("sample_id"), positions, *new.values()]
+        else:
+            columns = [new[n] if n in new else batch.column(n) for n in schema.names]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        start += batch.num_rows

@@ -120,6 +120,7 @@ def _references(manifest: Manifest) -> Iterator[VerifyFault]:
     """Rows of a manifest by reference that are not those at their positions in the parent."""
     assert manifest.parent is not None
     last, rows = -1, manifest.parent.info.counts["rows"]
+    count, named = 0, ""
     for group in manifest.row_groups():
         own = manifest.stored(group, [column.name for column in KEYS])
         positions = own[POSITION.name].to_numpy()
@@ -131,9 +132,11 @@ def _references(manifest: Manifest) -> Iterator[VerifyFault]:
             wrong = ~np.asarray(pc.call_function("equal", [own["sample_id"], ids]).fill_null(False))
         if wrong.any():
             first = int(np.argmax(wrong))
-            named = f"row {positions[first]} of the parent: {place_of_row(manifest, group.start + first)}"
-            yield VerifyFault("identity", "sample_id", f"is not that of {named}", int(wrong.sum()))
+            where = f"row {positions[first]} of the parent: {place_of_row(manifest, group.start + first)}"
+            count, named = count + int(wrong.sum()), named or where
         last = positions[-1] if len(positions) else last
+    if count:
+        yield VerifyFault("identity", "sample_id", f"is not that of {named}", count)
 
 
 def _parts(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:

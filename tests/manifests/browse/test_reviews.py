@@ -139,14 +139,18 @@ def test_a_journal_that_cannot_be_written_is_one_line(manifest: Manifest, tmp_pa
     assert journal.reviews == {}
 
 
-def test_the_new_manifest_has_every_row_and_the_reviews(manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_the_new_manifest_has_every_row_and_the_reviews(
+    by_reference: bool, manifest: Manifest, tmp_path: Path
+) -> None:
     reviews = [
         review(manifest, 3, tags=("night", "city")),
         review(manifest, 50, verdict="rejected", reason="watermark"),
         review(manifest, 51, verdict=None, tags=("b",), reason=""),
         review(manifest, 52, verdict=None, reason=""),
     ]
-    made = write(manifest, reviews, tmp_path / "reviewed", nothing)
+    write(manifest, reviews, tmp_path / "reviewed", nothing, by_reference=by_reference)
+    made = Manifest.open(tmp_path / "reviewed")
     assert not verify(made.path).faults
     old = manifest.table()
     new = made.table()
@@ -168,10 +172,15 @@ def test_the_new_manifest_has_every_row_and_the_reviews(manifest: Manifest, tmp_
     assert kept.table(["sample_id"])["sample_id"].to_pylist() == [rows[3]["sample_id"]]
 
 
-def test_reviews_of_a_reviewed_manifest_replace_only_their_own(manifest: Manifest, tmp_path: Path) -> None:
-    one = write(manifest, [review(manifest, 3), review(manifest, 4)], tmp_path / "one", nothing)
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_reviews_of_a_reviewed_manifest_replace_only_their_own(
+    by_reference: bool, manifest: Manifest, tmp_path: Path
+) -> None:
+    first = [review(manifest, 3), review(manifest, 4)]
+    one = write(manifest, first, tmp_path / "one", nothing, by_reference=by_reference)
     later = [review(one, 4, verdict="rejected", reason="no"), review(one, 5)]
-    two = write(one, later, tmp_path / "two", nothing).table(["review", "review_reason"]).to_pylist()
+    made = write(one, later, tmp_path / "two", nothing, by_reference=by_reference)
+    two = made.table(["review", "review_reason"]).to_pylist()
     assert [two[n]["review"] for n in (3, 4, 5, 6)] == ["accepted", "rejected", "accepted", None]
     assert two[4]["review_reason"] == "no"
 

@@ -279,10 +279,11 @@ def test_columns_that_have_no_order_or_no_values_are_named(many: Manifest) -> No
         views_of(many).positions(Filter(values={"entropy": ("1",)}), Order())
 
 
+@pytest.mark.parametrize("what", ["rows", "none"])
 def test_a_saved_slice_has_the_rows_of_the_page(
-    many: Manifest, tmp_path: Path, open_session: Callable[..., Session]
+    what: str, many: Manifest, tmp_path: Path, open_session: Callable[..., Session]
 ) -> None:
-    session = open_session(many)
+    session = open_session(many, materialise=what)
     session.into = tmp_path
     filter_ = Filter(
         where="flat_fraction > 0.3", values={"status": ("rejected",), "aspect_bucket": ("1:1", None)}
@@ -294,7 +295,10 @@ def test_a_saved_slice_has_the_rows_of_the_page(
     assert made["id"] == saved.id
     assert [row["sample_id"] for row in page["rows"]] == saved.table(["sample_id"])["sample_id"].to_pylist()
     assert saved.info.operation["where"] == page["where"]
-    assert shlex.split(page["command"])[-3] == page["where"]
+    assert saved.info.by_reference == (what == "none")
+    words = shlex.split(page["command"])
+    assert words[words.index("--where") + 1] == page["where"]
+    assert ("none" in words) == saved.info.by_reference
     with pytest.raises(UserError, match="already contains"):
         session.save_slice(Saving(name="found", filter=filter_))
     for name in ("", "..", "a/b", ".hidden", "/tmp/x", "a\0"):
