@@ -137,7 +137,7 @@ def _start(
     info: RunInfo, recipe: RecipeBase, opened: Model, sets: list[NamedData], out: Path, staging: Path
 ) -> Job:
     """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
-    if _started(out):
+    if has_begun(out):
         before = read_run(out)
         paths = _differences(before, info)
         differs = checkpoint.shown_changes(_present(before.recipe), info.recipe, paths)
@@ -163,7 +163,7 @@ def _start(
     return _job(out, recipe, opened, info, sets)
 
 
-def _started(out: Path) -> bool:
+def has_begun(out: Path) -> bool:
     """Whether a run here has reached its first step; before that its recipe may still change."""
     return (out / FILE).is_file() and (out / LOG).is_file()
 
@@ -355,7 +355,7 @@ def kept_values(out: Path, recipe: RecipeBase) -> list[str]:
 
     Empty if something differs that a resumed run may not change, which `start` refuses.
     """
-    if not _started(out):
+    if not has_begun(out):
         return []
     own, other = _present(read_run(out).recipe), recipe.model_dump(mode="json")
     paths = checkpoint.changed(own, other)

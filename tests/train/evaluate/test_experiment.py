@@ -3,11 +3,18 @@
 import csv
 import io
 import json
+import os
 import statistics
+import subprocess
+import types
 from pathlib import Path
 
 import pytest
 import yaml
+
+from uhr.base.errors import UserError
+from uhr.train.evaluate.experiments import lanes
+from uhr.train.evaluate.experiments.commands import ArmRun, Step
 
 BRIGHTNESS = [{"metric": "own_metrics:Brightness"}, {"metric": "random-frechet", "label": "absent"}]
 
@@ -51,7 +58,9 @@ def given(file, *more):
     return ("eval", "experiment", file, "--out", "out", "--device", "cpu", "--workers", 0, *more)
 
 
-def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(file, uhr):
+def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(
+    file, uhr, browser, warm, monkeypatch
+):
     code, out, err = uhr(*given(file(), "--plan", "--json"))
     assert code == 0, err
     plan = json.loads(out)
@@ -110,11 +119,121 @@ def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(file, uh
     code, out, _ = uhr(*given(file(), "--to", "md"))
     assert out.startswith("| arm | ")
 
+    # the page has the same numbers, and the images of the first seed
+    with browser.page() as page:
+        page.open(Path("out/page.html").absolute().as_uri())
+        assert page.texts("h2")[:4] == [
+            "Values",
+            "Differences from plain",
+            "Training seeds and prompts apart",
+            "Budgets",
+        ]
+        assert f"{found['trained']['value']:.4g}"[:4] in page.text("#values")
+        assert "prompts in training data" in page.text("#values")
+        assert page.run("document.querySelectorAll('#differences circle').length") == 1
+        marked = page.texts("#budgets .unequal th")
+        assert {"trainable parameters ≠", "images seen ≠", "calls per image ≠"} <= set(marked)
+        page.click(".open", 1)
+        page.until("[...document.querySelectorAll('.pane img')].every((one) => one.naturalWidth)")
+        assert page.text("#pane-right .label").startswith("trained, seed 3")
+        assert page.faults == []
+        assert not page.is_wider_than_its_window()
+
     # the arm that was there is not taken for another one
     code, _, err = uhr(*given(file(arm={"steps": 3})))
     assert (code, "contains another arm 'trained'" in err) == (1, True), err
     code, _, err = uhr(*given(file(first=1)))
     assert (code, "with another protocol, other prompts, references or weights" in err) == (1, True), err
+
+
+def begin_together(monkeypatch, warm):
+    """Have the processes of lanes start warm."""
+
+    def popen(command, *, stdout, stderr, env, stdin, start_new_session):
+        return warm.start(command[1:], stdout=stdout, stderr=stderr, env=env, new_session=start_new_session)
+
+    own = types.SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(lanes, "subprocess", own)
+
+
+class Scripts:
+    """Arms whose commands are scripts of Python, in this folder."""
+
+    def __init__(self, monkeypatch, **scripts):
+        def popen(command, **options):
+            assert command[1:4] == ["-P", "-m", "uhr"]
+            return subprocess.Popen([command[0], "-c", *command[4:]], **options)
+
+        own = types.SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
+        monkeypatch.setattr(lanes, "subprocess", own)
+        self.scripts = scripts
+        self.runs = [ArmRun(name, None, None, Path(name).absolute(), None) for name in scripts]
+
+    def steps_of(self, run, device):
+        steps = enumerate(self.scripts[run.name])
+        return [Step((text, device), lambda file=run.out / f"done-{at}": file.exists()) for at, text in steps]
+
+
+def test_two_processes_at_a_time_give_the_same_numbers(file, uhr, warm, monkeypatch):
+    plain = yaml.safe_load(Path(file()).read_text())["arms"]["plain"]
+    name = file(arms={"one": plain, "two": {**plain, "steps": 2}})
+    # a process of its own, in which no fixture shortens texts
+    alone = warm.uhr(*given(name, "--json"), env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+    assert alone.returncode == 0, alone.stderr
+    begin_together(monkeypatch, warm)
+    given_ = ("eval", "experiment", name, "--out", "at-once", "--devices", "cpu,cpu", "--workers", 0)
+    code, again, err = uhr(*given_, "--json")
+    assert code == 0, err
+    assert "two on cpu: done in" in err
+    facts, again = json.loads(alone.stdout), json.loads(again)
+    assert again["columns"] == facts["columns"]
+    assert (facts["shared_devices"], again["shared_devices"]) == ([], ["cpu"])
+    assert "$ uhr eval generate" in Path("at-once/arms/two/output.txt").read_text()
+    assert "several processes shared cpu: times are longer than alone" in uhr(*given_)[1]
+
+
+WAIT = """
+import os, pathlib, sys, time
+own, other = pathlib.Path({own!r}), pathlib.Path({other!r})
+own.mkdir(exist_ok=True)
+(own / "began").write_text(sys.argv[1] + os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+while not (other / "began").exists():
+    time.sleep(0.01)
+(own / "done-0").write_text("")
+"""
+
+
+def test_arms_run_at_the_same_time_each_on_a_gpu_of_its_own(monkeypatch):
+    """Each command waits for the other one to begin: one after the other, they would never end."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,9")
+    scripts = {own: [WAIT.format(own=own, other=other)] for own, other in (("a", "b"), ("b", "a"))}
+    made = Scripts(monkeypatch, **scripts)
+    lanes_ = lanes.lanes_of("cuda:1,cuda:2")
+    lanes.run_in_lanes(made.runs, made.steps_of, lanes_, quiet=True)
+    assert [Path(name, "began").read_text() for name in ("a", "b")] == ["cuda7", "cuda9"]
+    assert lanes.shared(lanes_) == []
+    assert lanes.shared(lanes.lanes_of("cpu,cuda:0,cpu")) == ["cpu"]
+    with pytest.raises(UserError, match="there are 3 GPUs here"):
+        lanes.lanes_of("cuda:0,cuda:3")
+    with pytest.raises(UserError, match="'auto'"):
+        lanes.lanes_of("auto,cuda:0")
+
+
+def test_an_arm_that_fails_ends_the_others_after_their_command(monkeypatch, capsys):
+    done = "import pathlib, time\nwhile not pathlib.Path('a/failed').exists(): time.sleep(0.01)\n"
+    done += "pathlib.Path('b/done-0').write_text('')"
+    fail = "import pathlib, sys\npathlib.Path('a/failed').write_text('')\nsys.exit('uhr: no such model')"
+    never = "import pathlib\npathlib.Path('never').write_text('')"
+    made = Scripts(monkeypatch, a=[fail, never], b=[done, never], c=[never])
+    with pytest.raises(UserError, match="a on cpu: no such model") as caught:
+        lanes.run_in_lanes(made.runs, made.steps_of, lanes.lanes_of("cpu,cpu"), quiet=True)
+    assert "output.txt; the same command resumes" in caught.value.fix
+    assert (Path("b/done-0").exists(), Path("never").exists()) == (True, False)
+    # what is done is not done again
+    made.scripts["a"] = made.scripts["c"] = []
+    made.scripts["b"] = [never.replace("never", "again"), "import pathlib; pathlib.Path('b/done-1').touch()"]
+    lanes.run_in_lanes(made.runs, made.steps_of, lanes.lanes_of("cpu,cpu"), quiet=True)
+    assert (Path("again").exists(), Path("b/done-1").exists()) == (False, True)
 
 
 def test_mistakes_are_one_line_before_anything_runs(file, uhr):
@@ -129,6 +248,7 @@ def test_mistakes_are_one_line_before_anything_runs(file, uhr):
         (lambda: file(arms={"a": {**trained, "recpe": 1}}), "recpe"),
         (lambda: file(seeds=[1, 1]), "different whole numbers"),
         (lambda: file(arm={"sampler": "eular"}), "eular"),
+        (lambda: file(arm={"trained_on": ["d"]}), "leave trained_on out"),
         (lambda: file(arm={"recipe": "lara"}), "lara"),
         (lambda: file(arm={"data": ["nowhere"]}), "nowhere"),
         (lambda: file(protocol="uhr-defalt"), "uhr-defalt"),
@@ -140,6 +260,8 @@ def test_mistakes_are_one_line_before_anything_runs(file, uhr):
         assert (code, says in last) == (1, True), err
         assert "Traceback" not in err
         assert not Path("out").exists()
+    code, _, err = uhr(*given(file(), "--device", "cpu,tpu"))
+    assert (code, "'tpu'" in err, Path("out").exists()) == (1, True, False), err
     code, _, err = uhr(*given(file(), "--to", "word"))
     assert (code, "unknown form" in err) == (1, True), err
 

@@ -20,7 +20,7 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving
 from uhr.base.paths import path_text
-from uhr.train.evaluate.bootstrap import LEAST_PROMPTS, Difference
+from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
 from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file, spaced
@@ -34,7 +34,7 @@ from uhr.train.evaluate.show import ARROWS, precise, with_interval
 if TYPE_CHECKING:
     import numpy as np
 
-HERE = Path(__file__).parent
+PAGE = Path(__file__).parent / "page.html"
 
 EMBEDDED = 64_000_000
 """Bytes of full images in the page, before base64."""
@@ -63,18 +63,24 @@ class _Picture(NamedTuple):
     file: str
 
 
-def write_page(found: Comparison, out: Path, budget: int = EMBEDDED) -> Path:
+def write_page(
+    found: Comparison,
+    out: Path,
+    budget: int = EMBEDDED,
+    experiment: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the page to the file `out`, atomically.
 
     Args:
         budget: bytes of full images that are put into the page.
+        experiment: what `experiment.html` shows in place of the values and differences of single results.
 
     Raises UserError if `out` is a folder or cannot be written, or if an image is missing or has changed.
     """
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
-    text = template(HERE / "page.html").render(**_content(found, out, budget))
+    text = template(PAGE).render(**_content(found, out, budget), experiment=experiment)
     with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
@@ -95,7 +101,7 @@ def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
         "least": LEAST_PROMPTS,
         "arms": found.arms,
         "columns": [_column(found, column) for column in found.columns],
-        "overlap": overlap_rows(arm.info for arm in found.arms),
+        "overlap": overlap_rows(arm.info.overlap for arm in found.arms),
         "differences": [one for column in found.columns for one in _differences(found, column)],
         "rows": rows,
         "shown": len(rows),
@@ -127,33 +133,51 @@ def _column(found: Comparison, column: ComparedColumn) -> dict[str, Any]:
     }
 
 
+class Shown(NamedTuple):
+    """A difference of an arm from the first one. wins: see `Difference`."""
+
+    arm: str
+    value: float
+    low: float | None
+    high: float | None
+    clear: bool
+    wins: float | None = None
+
+
 def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:
-    """The rows of a column in the table of differences, with the geometry of their plots."""
+    """The rows of a column in the table of differences."""
     known = [
-        (arm, each) for arm, each in zip(found.arms, column.differences, strict=True) if each is not None
+        Shown(arm.name, each.value, each.low, each.high, each.clear, each.wins)
+        for arm, each in zip(found.arms, column.differences, strict=True)
+        if each is not None
     ]
-    ends = [abs(end) for _, each in known for end in (each.value, each.low, each.high) if end is not None]
+    return difference_rows(column.metric, column.better, known)
+
+
+def difference_rows(metric: str, better: str | None, known: Sequence[Shown]) -> list[dict[str, Any]]:
+    """The rows of a metric in a table of differences, with the geometry of their plots."""
+    ends = [abs(end) for each in known for end in (each.value, each.low, each.high) if end is not None]
     widest = max(ends, default=0.0) or 1.0
     # better is to the right, whatever the direction of the metric
-    sign = -1 if column.better == "lower" else 1
+    sign = -1 if better == "lower" else 1
     rows = []
-    for arm, each in known:
+    for each in known:
         place = {name: _place(end, sign, widest) for name, end in (("low", each.low), ("high", each.high))}
         wins = each.wins if sign > 0 or each.wins is None else 1 - each.wins
         rows.append(
             {
-                "metric": column.metric,
-                "arrow": ARROWS[column.better],
-                "arm": arm.name,
+                "metric": metric,
+                "arrow": ARROWS[better],
+                "arm": each.arm,
                 "value": f"{each.value:+.4g}",
-                "interval": _interval(each),
+                "interval": _interval(each.low, each.high),
                 "dot": _place(each.value, sign, widest),
                 **place,
                 "clear": each.clear,
                 "verdict": "neither"
-                if not each.clear or column.better is None
+                if not each.clear or better is None
                 else ("better" if sign * each.value > 0 else "worse"),
-                "wins": "–" if column.better is None or wins is None else f"{100 * wins:.0f} %",
+                "wins": "–" if better is None or wins is None else f"{100 * wins:.0f} %",
             }
         )
     return rows
@@ -163,8 +187,8 @@ def _place(value: float | None, sign: int, widest: float) -> float | None:
     return None if value is None else round(100 + PLOT * sign * value / widest, 2)
 
 
-def _interval(each: Difference) -> str:
-    return "–" if each.low is None or each.high is None else f"[{each.low:+.4g}, {each.high:+.4g}]"
+def _interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"[{low:+.4g}, {high:+.4g}]"
 
 
 def _pictures(arms: Sequence[Arm], rows: Sequence[int], out: Path, budget: int) -> list[list[_Picture]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
@@ -12,7 +13,7 @@ from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.comparison import ComparedColumn, Comparison
 from uhr.train.evaluate.overlap.compare import cells, describe
-from uhr.train.evaluate.result import ColumnResult, ResultInfo
+from uhr.train.evaluate.result import ColumnResult
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
 
 
@@ -25,7 +26,7 @@ def print_comparison(found: Comparison) -> None:
         [column.name, ARROWS[column.better], *(_cell(value) for value in column.values)]
         for column in found.columns
     ]
-    rows += [[name, "", *values] for name, values in overlap_rows(arm.info for arm in found.arms)]
+    rows += [[name, "", *values] for name, values in overlap_rows(arm.info.overlap for arm in found.arms)]
     table(("value", "", *(arm.name for arm in found.arms)), rows)
     paired = [
         [column.name, ARROWS[column.better], *(_difference(column, at) for at in range(1, len(found.arms)))]
@@ -54,9 +55,9 @@ def _notes(found: Comparison) -> list[str]:
     return [note if len(arms) == every else f"{', '.join(arms)}: {note}" for note, arms in names.items()]
 
 
-def overlap_rows(infos: Iterable[ResultInfo]) -> list[tuple[str, list[str]]]:
+def overlap_rows(overlaps: Iterable[dict[str, Any] | None]) -> list[tuple[str, list[str]]]:
     """Rows of a table: how many prompts and references are in the training data, a cell per arm."""
-    found = [cells(info.overlap) for info in infos]
+    found = [cells(overlap) for overlap in overlaps]
     return [(name, [each[name] for each in found]) for name in found[0]]
 
 
@@ -112,7 +113,7 @@ def _md(found: Comparison) -> str:
         [arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)]
         for number, arm in enumerate(found.arms)
     ]
-    for name, values in overlap_rows(arm.info for arm in found.arms):
+    for name, values in overlap_rows(arm.info.overlap for arm in found.arms):
         head.append(name)
         rows = [[*row, value] for row, value in zip(rows, values, strict=True)]
     return f"{markdown(head, rows)}\n\n{_caption(found)}\n"
@@ -130,7 +131,7 @@ def _latex(found: Comparison) -> str:
         "Method",
         *(f"{escaped(column.metric)} {arrows[column.better]}".strip() for column in found.columns),
     ]
-    overlap = overlap_rows(arm.info for arm in found.arms)
+    overlap = overlap_rows(arm.info.overlap for arm in found.arms)
     head += [name for name, _ in overlap]
     lines = [
         r"% needs \usepackage{booktabs}",

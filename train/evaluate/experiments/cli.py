@@ -29,7 +29,14 @@ def experiment(
         str | None,
         typer.Option("--on", metavar="GPU", help="Estimate time for this GPU: h100, rtx-4090, ..."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            "--devices",
+            help="auto, cpu, cuda, cuda:1. Several, such as cuda:0,cuda:1, run as many arms at once.",
+        ),
+    ] = "auto",
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that generate and score, each with the models. 0: this one.")
     ] = 1,

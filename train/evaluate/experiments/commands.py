@@ -19,7 +19,11 @@ RUN, EVALUATED, IMAGES, RESULT = "run", "evaluated", "images", "result"
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the commands run: `--device`, and `--workers` of those that generate and score."""
+    """Where the commands run: `--device`, and `--workers` of those that generate and score.
+
+    device: one, or several with commas between, which run different arms at the same time
+    (`lanes.lanes_of`).
+    """
 
     device: str = "auto"
     workers: int = 1
@@ -103,13 +107,20 @@ def _named(recipe: str) -> tuple[str | None, Path | None]:
 
 def _train(run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:
     from uhr.train.run.checkpoints import checkpoint
+    from uhr.train.run.job import has_begun
 
     arm = run.arm
     assert arm.recipe is not None
     name, config = _named(arm.recipe)
-    changes = [*arm.set, f"seed={run.seed}"]
-    if machine.device != "auto":
-        changes.append(f"runtime.device={machine.device}")
+    device = [] if machine.device == "auto" else [f"runtime.device={machine.device}"]
+
+    def is_done() -> bool:
+        return (checkpoint.steps(run.run) or [0])[-1] >= recipe.steps
+
+    if has_begun(run.run):
+        # on whatever device it began
+        return Step(_texts("train", "resume", run.run, *_each("--set", device)), is_done)
+    changes = [*arm.set, f"seed={run.seed}", *device]
     command = _texts(
         *("train", "run", *([name] if config is None else ["--config", config])),
         *arm.named.options(),
@@ -118,7 +129,7 @@ def _train(run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:
         *_each("--set", changes),
         *("--out", run.run),
     )
-    return Step(command, lambda: (checkpoint.steps(run.run) or [0])[-1] >= recipe.steps)
+    return Step(command, is_done)
 
 
 def _evaluate(experiment: Experiment, run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:

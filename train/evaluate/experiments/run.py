@@ -5,13 +5,16 @@ OUT is a folder:
     experiment.json                        what is compared, written first
     arms/NAME/images, result               of an arm that is not trained
     arms/NAME/seed-0/run, evaluated        of a trained arm: `uhr train run` and `uhr eval run --checkpoints`
+    arms/.../output.txt                    what its commands have printed, with several devices
     results.json                           values, intervals and budgets, written last
+    page.html                              the same as tables, with prompts and images
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,16 @@ from uhr.train.evaluate.experiments import budgets, values, variance
 from uhr.train.evaluate.experiments.budgets import Budget
 from uhr.train.evaluate.experiments.commands import ARMS, ArmRun, Machine, Step, runs, steps
 from uhr.train.evaluate.experiments.file import Experiment
+from uhr.train.evaluate.experiments.lanes import Lane, lanes_of, run_in_lanes, shared
+from uhr.train.evaluate.experiments.page import check_page, write_page
+from uhr.train.evaluate.experiments.tables import PAGE
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import open_result
 
 REQUEST, RESULTS = "experiment.json", "results.json"
 SCHEMA_VERSION = 1
-LAYOUT = FolderLayout("the experiment", (REQUEST, RESULTS, ARMS), (REQUEST,))
+LAYOUT = FolderLayout("the experiment", (REQUEST, RESULTS, PAGE, ARMS), (REQUEST,))
 
 _AGAIN = "free space there; the same command resumes where it stopped"
 
@@ -54,8 +60,14 @@ class ExperimentJob:
     def runs(self) -> list[ArmRun]:
         return runs(self.experiment, self.out)
 
-    def steps_of(self, run: ArmRun) -> list[Step]:
-        return steps(self.experiment, run, self.machine)
+    @cached_property
+    def lanes(self) -> list[Lane]:
+        """A lane for each device. Raises UserError for one that is not there."""
+        return lanes_of(self.machine.device)
+
+    def steps_of(self, run: ArmRun, device: str | None = None) -> list[Step]:
+        """The steps of an arm with one training seed; on the first device by default."""
+        return steps(self.experiment, run, replace(self.machine, device=device or self.lanes[0].device))
 
     @cached_property
     def planned(self) -> dict[str, Budget]:
@@ -63,11 +75,15 @@ class ExperimentJob:
         found: dict[str, Budget] = {}
         for run in self.runs:
             if run.name not in found:
-                found[run.name] = budgets.plan(run, self.items, self.on, self.machine.device)
+                found[run.name] = budgets.plan(run, self.items, self.on, self.lanes[0].device)
         return found
 
     def check(self) -> None:
-        """Raise UserError for a metric that would only be found missing after the training."""
+        """Raise UserError for what would only be found missing after the training: a metric, a device, the
+        page's package.
+        """
+        check_page()
+        _ = self.lanes
         experiment = self.experiment
         named = choice.parse_weights(self.protocol, experiment.weights)
         known = experiment.references is not None or (
@@ -101,19 +117,24 @@ def run(job: ExperimentJob, main: Main, as_json: bool) -> dict[str, Any]:
     """Run the commands that are left, and write the results. Returns the content of RESULTS.
 
     Raises UserError if OUT contains another experiment or anything else, SystemExit with the code of a
-    command that fails, which has said why.
+    command that fails, which has said why; with several devices UserError with its last line.
     """
     folder = RunFolder(job.out, LAYOUT)
     folder.claim()
     with saving(job.out, _AGAIN):
         _begin(job)
-    for each in job.runs:
-        for step in job.steps_of(each):
-            if not step.is_done():
-                run_command(main, step.command, as_json, "the same `uhr eval experiment` resumes")
-    facts = _facts(job)
+    if len(job.lanes) > 1:
+        run_in_lanes(job.runs, job.steps_of, job.lanes, as_json)
+    else:
+        for each in job.runs:
+            for step in job.steps_of(each):
+                if not step.is_done():
+                    run_command(main, step.command, as_json, "the same `uhr eval experiment` resumes")
+    results = _results(job)
+    facts = _facts(job, results)
     with saving(job.out, _AGAIN):
         write_json(job.out / RESULTS, facts)
+    write_page(facts, [arms[0] for arms in results.values()], job.out / PAGE)
     return facts
 
 
@@ -136,12 +157,13 @@ def _begin(job: ExperimentJob) -> None:
                 if (job.out / ARMS / name).exists():
                     raise UserError(f"--out {job.out} contains another arm '{name}'", fix)
         requested["arms"] = {**known, **requested["arms"]}
+        requested["shared_devices"] = sorted({*before.get("shared_devices", ()), *shared(job.lanes)})
     write_json(file, requested)
 
 
 def _request(job: ExperimentJob) -> dict[str, Any]:
     experiment = job.experiment
-    shared = [
+    common = [
         job.protocol.id,
         prompts.digest(list(job.items)),
         experiment.references,
@@ -156,18 +178,24 @@ def _request(job: ExperimentJob) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "uhr": uhr.__version__,
         "name": experiment.name,
-        "shared": fingerprint(shared),
+        "shared": fingerprint(common),
         "arms": arms,
+        "shared_devices": shared(job.lanes),
     }
 
 
-def _facts(job: ExperimentJob) -> dict[str, Any]:
+def _results(job: ExperimentJob) -> dict[str, list[Arm]]:
+    """By the name of an arm, its results: one per training seed."""
+    found: dict[str, list[Arm]] = {name: [] for name in job.experiment.arms}
+    for run in job.runs:
+        name = run.name if run.seed is None else f"{run.name}, seed {run.seed}"
+        found[run.name].append(Arm(name, open_result(run.result)))
+    return found
+
+
+def _facts(job: ExperimentJob, results: Mapping[str, Sequence[Arm]]) -> dict[str, Any]:
     experiment = job.experiment
     by_arm = {name: [run for run in job.runs if run.name == name] for name in experiment.arms}
-    results = {
-        name: [Arm(f"{name} {run.seed}", open_result(run.result)) for run in found]
-        for name, found in by_arm.items()
-    }
     trained = {name: arm.recipe is not None for name, arm in experiment.arms.items()}
     measured = {name: budgets.measure(found, job.planned[name]) for name, found in by_arm.items()}
     found = values.columns(results, trained)
@@ -181,6 +209,7 @@ def _facts(job: ExperimentJob) -> dict[str, Any]:
         "n": first.n,
         "level": first.level,
         "method": variance.METHOD,
+        "shared_devices": json.loads((job.out / REQUEST).read_bytes())["shared_devices"],
         "arms": {
             name: {
                 "seeds": [run.seed for run in by_arm[name] if run.seed is not None],

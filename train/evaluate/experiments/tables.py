@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from uhr.base.console import command, counted, say, shown, table
+from uhr.base.console import counted, say, shown, table
 from uhr.base.formatting import duration, gibibytes
 from uhr.train.evaluate.choice import grouped
-from uhr.train.evaluate.compare.tables import escaped, markdown
+from uhr.train.evaluate.compare.tables import escaped, markdown, overlap_rows
 from uhr.train.evaluate.experiments.budgets import EXACT, MEASURED
-from uhr.train.evaluate.overlap.compare import describe
+from uhr.train.evaluate.overlap.compare import cells, describe
 from uhr.train.evaluate.result import MissingMetric
 from uhr.train.evaluate.show import ARROWS, precise
+
+PAGE = "page.html"
+"""The page of an experiment, in its folder."""
 
 MARK = "≠"
 """Behind a budget that is not the same for all arms."""
@@ -47,38 +50,44 @@ def print_results(facts: Mapping[str, Any], out: Path) -> None:
     say(f"{facts['level']:.0%} intervals: {facts['method']}\n")
     names = list(facts["arms"])
     rows = [
-        [column["name"], ARROWS[column["better"]], *(_cell(column["arms"][name]) for name in names)]
+        [column["name"], ARROWS[column["better"]], *(cell(column["arms"][name]) for name in names)]
         for column in facts["columns"]
     ]
+    rows += [[name, "", *values] for name, values in overlap_of(facts)]
     table(("value", "", *names), rows)
     _print_parts(facts)
     _print_differences(facts)
     say()
     _print_budgets({name: arm["budget"] for name, arm in facts["arms"].items()}, facts["unequal"])
-    for line in _notes(facts):
+    for line in notes(facts):
         say(line)
-    say(f"\nnext: {command('eval', 'compare', *_named_results(facts), '--out', out / 'page.html')}")
+    say(f"\n{shown(out / PAGE)} has the tables, prompts and images")
 
 
-def _named_results(facts: Mapping[str, Any]) -> list[str]:
-    """The first result of each arm, for the page with images."""
-    return [f"{name}={arm['results'][0]}" for name, arm in facts["arms"].items()]
+def overlap_of(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return overlap_rows(arm["overlap"] for arm in facts["arms"].values())
 
 
 def _print_parts(facts: Mapping[str, Any]) -> None:
-    """Print how much of each interval is of prompts, and how much training seeds vary."""
-    rows = []
+    if rows := part_rows(facts):
+        say("\ntraining seeds and prompts apart, of trained arms")
+        table(PARTS, rows)
+
+
+PARTS = ("value", "arm", "each seed", "sd of seeds", "sd of prompts", "interval over prompts alone")
+"""What `part_rows` has."""
+
+
+def part_rows(facts: Mapping[str, Any]) -> list[list[Any]]:
+    """How much of each interval is of prompts, and how much training seeds vary: a row per value and arm."""
+    rows: list[list[Any]] = []
     for column in facts["columns"]:
         for name, value in column["arms"].items():
             if value is not None and facts["arms"][name]["seeds"]:
                 each = ", ".join(map(precise, value["each"]))
                 prompts = _ends(value["prompts"])
                 rows.append([column["name"], name, each, value["sd_seeds"], value["sd_prompts"], prompts])
-    if rows:
-        say("\ntraining seeds and prompts apart, of trained arms")
-        table(
-            ("value", "arm", "each seed", "sd of seeds", "sd of prompts", "interval over prompts alone"), rows
-        )
+    return rows
 
 
 def _print_differences(facts: Mapping[str, Any]) -> None:
@@ -94,12 +103,12 @@ def _print_differences(facts: Mapping[str, Any]) -> None:
 
 
 def _print_budgets(budgets: Mapping[str, Mapping[str, Any]], unequal: Mapping[str, Any]) -> None:
-    table(("budget", *budgets), _budget_rows(budgets, unequal))
+    table(("budget", *budgets), budget_rows(budgets, unequal))
     if unequal:
         say(f"{MARK} unequal budgets: the arms differ in {', '.join(unequal)}")
 
 
-def _budget_rows(budgets: Mapping[str, Mapping[str, Any]], unequal: Mapping[str, Any]) -> list[list[str]]:
+def budget_rows(budgets: Mapping[str, Mapping[str, Any]], unequal: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for key, name in {**EXACT, **MEASURED}.items():
         mark = f" {MARK}" if name in unequal else ""
@@ -112,7 +121,7 @@ def _ends(ends: Mapping[str, float | None]) -> str | None:
     return None if ends["low"] is None else f"[{precise(ends['low'])}, {precise(ends['high'])}]"
 
 
-def _cell(value: Mapping[str, Any] | None) -> str | None:
+def cell(value: Mapping[str, Any] | None) -> str | None:
     """`31.2 [30.1, 32.3]`; `1 seed` where the training has no part in the interval."""
     if value is None:
         return None
@@ -134,16 +143,16 @@ def _difference(value: Mapping[str, Any] | None) -> str | None:
     return f"{found['value']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}]{mark}{one}"
 
 
-def _notes(facts: Mapping[str, Any]) -> list[str]:
+def notes(facts: Mapping[str, Any]) -> list[str]:
     """What limits the numbers, each with the arms for which it is so."""
     found: dict[str, list[str]] = {}
     for name, arm in facts["arms"].items():
         missing = grouped([MissingMetric.model_validate(each) for each in arm["missing"]])
-        notes = [f"missing: {each}" for each in missing]
-        notes.append(f"overlap with training: {describe(arm['overlap'])}")
+        own = [f"missing: {each}" for each in missing]
+        own.append(f"overlap with training: {describe(arm['overlap'])}")
         if len(arm["seeds"]) == 1:
-            notes.append("one training seed: intervals are over prompts alone")
-        for note in notes:
+            own.append("one training seed: intervals are over prompts alone")
+        for note in own:
             found.setdefault(note, []).append(name)
     devices = {device for arm in facts["arms"].values() for device in arm["devices"]}
     lines = [f"{', '.join(names)}: {note}" for note, names in found.items()]
@@ -151,6 +160,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"images were generated on different devices ({', '.join(sorted(map(shown, devices)))}): "
             "seconds and memory cannot be compared"
+        )
+    if facts["shared_devices"]:
+        lines.append(
+            f"several processes shared {', '.join(facts['shared_devices'])}: times are longer than alone"
         )
     return lines
 
@@ -166,7 +179,9 @@ def _csv(facts: Mapping[str, Any]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     ends = ("low", "high", "prompts_low", "prompts_high")
     head = ["protocol", "arm", "value", "better", "mean", *ends, "sd_seeds", "sd_prompts", "seeds"]
-    writer.writerow([*head, "difference", "difference_low", "difference_high"])
+    overlap = {name: cells(arm["overlap"]) for name, arm in facts["arms"].items()}
+    shared = [title.replace(" ", "_") for title in next(iter(overlap.values()))]
+    writer.writerow([*head, "difference", "difference_low", "difference_high", *shared])
     for column in facts["columns"]:
         for name, value in column["arms"].items():
             if value is None:
@@ -176,10 +191,11 @@ def _csv(facts: Mapping[str, Any]) -> str:
             count = len(facts["arms"][name]["seeds"])
             apart_from = [apart.get(key) for key in ("value", "low", "high")]
             row = [facts["protocol"], name, column["name"], column["better"], *own]
-            writer.writerow([*row, value["sd_seeds"], value["sd_prompts"], count, *apart_from])
+            row += [value["sd_seeds"], value["sd_prompts"], count, *apart_from]
+            writer.writerow([*row, *overlap[name].values()])
     for key, title in {**EXACT, **MEASURED}.items():
         for name, arm in facts["arms"].items():
-            writer.writerow([facts["protocol"], name, title, None, arm["budget"][key], *[None] * 10])
+            writer.writerow([facts["protocol"], name, title, None, arm["budget"][key], *[None] * 12])
     return out.getvalue()
 
 
@@ -189,17 +205,20 @@ def _rows(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     marks = {key: f" {MARK}" if title in facts["unequal"] else "" for key, title in titles.items()}
     head = ["arm", *(f"{c['metric']} {ARROWS[c['better']]}".strip() for c in facts["columns"])]
     head += [f"{title}{marks[key]}" for key, title in titles.items()]
+    overlap = overlap_of(facts)
+    head += [name for name, _ in overlap]
     rows = []
-    for name, arm in facts["arms"].items():
-        cells = [_cell(column["arms"][name]) or "–" for column in facts["columns"]]
+    for number, (name, arm) in enumerate(facts["arms"].items()):
+        row = [cell(column["arms"][name]) or "–" for column in facts["columns"]]
         budget = arm["budget"]
-        rows.append([name, *cells, *("–" if budget[k] is None else _SHOWN[k](budget[k]) for k in titles)])
+        row += ["–" if budget[key] is None else _SHOWN[key](budget[key]) for key in titles]
+        rows.append([name, *row, *(values[number] for _, values in overlap)])
     return head, rows
 
 
 def _caption(facts: Mapping[str, Any]) -> str:
     brackets = f"brackets: {facts['level']:.0%} intervals ({facts['method']})"
-    return "; ".join([f"Protocol {facts['protocol']}, N = {facts['n']}", brackets, *_notes(facts)])
+    return "; ".join([f"Protocol {facts['protocol']}, N = {facts['n']}", brackets, *notes(facts)])
 
 
 def _md(facts: Mapping[str, Any]) -> str:
@@ -207,7 +226,14 @@ def _md(facts: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{_caption(facts)}\n"
 
 
-_LATEX = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", MARK: r"$\neq$", "±": r"$\pm$", "–": "--"}
+_LATEX = {
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    MARK: r"$\neq$",
+    "≥": r"$\geq$",
+    "±": r"$\pm$",
+    "–": "--",
+}
 
 
 def _latex(facts: Mapping[str, Any]) -> str:
