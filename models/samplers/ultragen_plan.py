@@ -12,6 +12,7 @@ from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models.attention.window_rules import WindowRules
+from uhr.models.ops.choices import StageShift
 from uhr.models.ops.patches.grid import grid
 from uhr.models.ops.sizes import Size, base_size, check_enlarges
 from uhr.models.samplers.core.facts import ModelFacts
@@ -25,7 +26,13 @@ from uhr.models.samplers.core.plan import (
     WindowedAttention,
 )
 from uhr.models.samplers.core.sampler import FEW_STEPS
-from uhr.models.samplers.core.stages import dense_stage, model_base, text_tokens, upper_levels
+from uhr.models.samplers.core.stages import (
+    base_stage,
+    dense_stage,
+    model_base,
+    text_tokens,
+    upper_levels,
+)
 
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
@@ -53,6 +60,8 @@ class UltraGenOptions(StagedOptions):
                     and 1 on few-step FLUX.2 (its configuration)
     base_ntk:       the same factor in the base pass: 1 is stock; the code has 10 there too
     base_steps:     steps of the base pass; None is the number of the model's card: 28 on FLUX.1-dev (code)
+    base_shift:     factor of the base pass' static shift, 3 in the code; None is the model's own schedule,
+                    which shifts by 3.158 on FLUX.1-dev
     ratio:          side of the image over that of the guide (paper: 4)
     window:         side of a window in image tokens; None is a quarter of the native grid, which is the
                     paper's 16 on FLUX
@@ -79,6 +88,7 @@ class UltraGenOptions(StagedOptions):
     ntk: float | None = Field(default=None, ge=1)
     base_ntk: float = Field(default=1.0, ge=1)
     base_steps: int | None = Field(default=None, gt=0)
+    base_shift: float | None = Field(default=None, gt=0)
     ratio: int = Field(default=4, ge=1)
     window: int | None = Field(default=None, ge=1)
     rules: WindowRules = WindowRules()
@@ -173,7 +183,11 @@ def stages_of(facts: ModelFacts, request: SamplingRequest, options: UltraGenOpti
     stages = [_windowed(facts, request, options, size, levels) for size in [*lower, request.size]]
     if request.image:
         return stages
-    base = model_base(facts, request, options.base_steps)
+    if options.base_shift is None:
+        base = model_base(facts, request, options.base_steps)
+    else:
+        steps = options.base_steps or facts.steps or request.steps
+        base = base_stage(facts, request, upper_levels(facts, steps, StageShift.STATIC, options.base_shift))
     return [replace(base, surgeries=_positions(options.base_ntk)), *stages]
 
 

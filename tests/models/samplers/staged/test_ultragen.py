@@ -244,6 +244,7 @@ def test_projection_and_options_change_the_image(sample):
         {"projection": "code"},
         {"projection": "decay"},
         {"base_ntk": 10.0},
+        {"base_shift": 3.0},
         {"ntk": 1.0},
         {"guidance_high": 9.0},
         {"rules": {"neighbourhood": "cross"}, "window": 4},
