@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test browser lint bench study clean
+.PHONY: install demo test browser lint bench study certify clean
 
 install: $(STAMP)
 
@@ -52,6 +52,10 @@ bench: $(STAMP)
 
 study: $(STAMP)
 	$(BIN)/python -m benchmarks.study
+
+certify: $(STAMP)
+	@# one row by ROW=hiflow; folders and other options by ARGS='--weights DIR --official DIR'
+	$(BIN)/python -m benchmarks.certify $(ROW) $(ARGS)
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

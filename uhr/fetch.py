@@ -145,7 +145,7 @@ def fetch_item(item: Item, folder: Path) -> Fetched:
     from uhr.models.scores.weights import EVERYTHING, Weights, hash_of_files
 
     parsed = Weights.parse(item.weights)
-    place = folder / _file_name(item.weights)
+    place = folder / folder_name(item.weights)
     revision, licence = None, item.licence
     if parsed.repository is None:
         source = ObjectStore(item.weights).download("weights")
@@ -168,7 +168,7 @@ def fetch_item(item: Item, folder: Path) -> Fetched:
     )
 
 
-def _file_name(weights: str) -> str:
+def folder_name(weights: str) -> str:
     """Return a folder's name for a hub id or an address."""
     name = weights.partition("://")[2] if "://" in weights else weights.partition(":")[0]
     return name.replace("/", "--")
@@ -223,12 +223,12 @@ def fetch(
 
 def _shown(item: Item, to: Path) -> dict[str, Any]:
     facts = {"by": item.by, "name": item.name, "weights": item.weights}
-    return {**facts, "how": item.how} if item.how else {**facts, "into": str(to / _file_name(item.weights))}
+    return {**facts, "how": item.how} if item.how else {**facts, "into": str(to / folder_name(item.weights))}
 
 
 def _print_plan(wanted: Sequence[Item], others: Sequence[Item], to: Path) -> None:
     if wanted:
-        rows = [[item.by, item.name, item.weights, str(to / _file_name(item.weights))] for item in wanted]
+        rows = [[item.by, item.name, item.weights, str(to / folder_name(item.weights))] for item in wanted]
         table(["named by", "name", "weights", "into"], rows)
     _print_others(others)
 
