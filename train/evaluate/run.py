@@ -16,6 +16,7 @@ import collections
 import datetime
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,15 @@ from uhr.train.evaluate.result import (
     ResultInfo,
 )
 from uhr.train.evaluate.scoring.groups import divide
-from uhr.train.evaluate.scoring.passes import ScoredGroup, ScoredMetric, check_reuse, parts, score
+from uhr.train.evaluate.scoring.passes import (
+    LoadedGroup,
+    ScoredGroup,
+    ScoredMetric,
+    check,
+    check_reuse,
+    parts,
+    score,
+)
 from uhr.train.evaluate.scoring.request import WORK, ScoreJob, begin
 from uhr.train.evaluate.scoring.work import score_column
 
@@ -62,7 +71,8 @@ def run(job: ScoreJob) -> Result:
         begin(job)
         if (job.out / result.FILE).exists():
             return _with_overlap(result.open_result(job.out), job.overlap)
-        scored = [score(job, group) for group in divide(job.chosen, job.scoring.together)]
+        job, loaded = _loadable(job)
+        scored = [score(job, group, loaded) for group in divide(job.chosen, job.scoring.together)]
         info = _commit(job, scored)
         folder.clear(WORK)
     return Result(folder=job.out, info=info)
@@ -77,20 +87,31 @@ def _with_overlap(finished: Result, overlap: Overlap | None) -> Result:
     return Result(folder=finished.folder, info=info)
 
 
-def _commit(job: ScoreJob, scored: Sequence[ScoredGroup]) -> ResultInfo:
-    """Write the scores, then the result."""
-    failed = {name: reason for group in scored for name, reason in group.failed.items()}
-    left = [MissingMetric(metric=name, reason=reason) for name, reason in failed.items()]
-    if not any(group.metrics for group in scored):
+def _loadable(job: ScoreJob) -> tuple[ScoreJob, list[LoadedGroup]]:
+    """The job without the metrics that cannot be loaded, and the group that is loaded already, if one is."""
+    failed, loaded = check(job)
+    left = [
+        MissingMetric(metric=each.name, reason=failed[each.name])
+        for each in job.chosen
+        if each.name in failed
+    ]
+    chosen = [each for each in job.chosen if each.name not in failed]
+    if not chosen:
         raise UserError(f"no metric can be loaded; {left[0].metric}: {left[0].reason}")
     for line in grouped(left):
         warn(f"left out: {line}")
+    job = replace(job, chosen=chosen, missing=[*job.missing, *left])
+    return job, [] if loaded is None else [loaded]
+
+
+def _commit(job: ScoreJob, scored: Sequence[ScoredGroup]) -> ResultInfo:
+    """Write the scores, then the result."""
     place = {chosen.name: at for at, chosen in enumerate(job.chosen)}
     found = sorted(
         ((metric, group.number) for group in scored for metric in group.metrics),
         key=lambda each: place[each[0].result.metric],
     )
-    tables = {group.number: parts(job, group.number) for group in scored if group.metrics}
+    tables = {group.number: parts(job, group.number) for group in scored}
     _check_same_files(job, list(tables.values()))
     shared = _shared([metric for metric, _ in found])
     columns, metrics = _own_columns(job, next(iter(tables.values()))), []
@@ -103,7 +124,7 @@ def _commit(job: ScoreJob, scored: Sequence[ScoredGroup]) -> ResultInfo:
 
     with atomic(job.out / result.SCORES) as temporary:
         parquet.write(temporary, pa.table(columns), compression="zstd")
-    info = _info(job, metrics, left)
+    info = _info(job, metrics)
     write_json(job.out / result.FILE, info.model_dump(mode="json"))
     return info
 
@@ -175,7 +196,7 @@ def _relative(ref: ImageRef, folder: Path) -> str:
     return path_text(path.relative_to(folder.absolute()))
 
 
-def _info(job: ScoreJob, metrics: Sequence[MetricResult], left: Sequence[MissingMetric]) -> ResultInfo:
+def _info(job: ScoreJob, metrics: Sequence[MetricResult]) -> ResultInfo:
     protocol, items, complete = job.evaluation
     return ResultInfo(
         uhr=uhr.__version__,
@@ -199,7 +220,7 @@ def _info(job: ScoreJob, metrics: Sequence[MetricResult], left: Sequence[Missing
         resamples=job.resamples,
         level=bootstrap.LEVEL,
         metrics=tuple(metrics),
-        missing=(*job.missing, *left),
+        missing=tuple(job.missing),
         overlap=None if job.overlap is None else job.overlap.facts(),
         versions=_versions(),
         scores=sha256_file(job.out / result.SCORES),

@@ -110,6 +110,8 @@ class Model(Weighted):
     def load(cls, options, device="cpu"):
         made = cls(options.scale)
         made.name, made.weights = "model", Path(options.file).read_text()
+        if made.weights == "damaged":
+            raise UserError(f"{Path(options.file).name} is damaged", "download it again")
         if Path("alone").exists():
             assert not cls.loaded, "another model is still loaded"
         cls.loaded.add(made)

@@ -26,7 +26,7 @@ def weights():
 
 def loads():
     found = Path("loads")
-    return found.read_text().split() if found.exists() else []
+    return [Path(each).name for each in found.read_text().split()] if found.exists() else []
 
 
 def test_models_are_loaded_one_at_a_time_and_results_do_not_depend_on_it(protocol, folder, score, weights):
@@ -38,19 +38,12 @@ def test_models_are_loaded_one_at_a_time_and_results_do_not_depend_on_it(protoco
     Path("alone").unlink()
     together = score(file, images, "together", *options, "--together", 2)[1]
     assert (alone["metrics"], alone["scores"]) == (together["metrics"], together["scores"])
-    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin"] * 2
+    # each once to check it, the first one last: it is in memory then
+    assert loads() == ["2.bin", "1.bin", "2.bin", "1.bin", "2.bin"]
     assert [each["metric"] for each in alone["metrics"]] == ["one", "glcm", "random-frechet", "two"]
     assert sorted(path.name for path in Path("together").iterdir()) == sorted(
         ["request.json", "features", "reference-features", "scores.parquet", "result.json"]
     )
-
-
-def test_workers_load_the_models_of_one_group_at_a_time_too(protocol, folder, score, weights, warm_workers):
-    file, images = protocol(metrics=MIXED), folder("images")
-    options = (*WEIGHTS, "--references", folder("references", range(10, 18)))
-    here = score(file, images, "here", *options)[1]
-    there = score(file, images, "there", *options, "--workers", 2)[1]
-    assert (here["metrics"], here["scores"]) == (there["metrics"], there["scores"])
 
 
 def test_metrics_of_sets_share_the_model_of_their_weights():
@@ -83,19 +76,36 @@ def test_two_models_of_one_architecture_have_columns_of_their_own(protocol, fold
     assert all(each["differences"][1] for each in compared["columns"])
 
 
+def test_a_model_that_cannot_be_loaded_is_known_before_anything_is_scored(protocol, folder, score, weights):
+    Path("2.bin").write_text("damaged")
+    file, images = protocol(metrics=MODELS), folder("images")
+    code, _, err = score(file, images, "out", *WEIGHTS)
+    assert (code, "two: 2.bin is damaged" in err) == (1, True), err
+    assert not Path("scored").exists()
+    # left out only if the user did not name its weights
+    assert score(file, images, "out", *WEIGHTS, "--allow-missing")[0] == 1
+    given = {**MODELS[1], "options": {"scale": 2, "file": "2.bin"}}
+    code, result, err = score(
+        protocol(metrics=[MODELS[0], given]), images, "other", *WEIGHTS[:2], "--allow-missing"
+    )
+    assert code == 0, err
+    assert result["missing"] == [{"metric": "two", "reason": "2.bin is damaged: download it again"}]
+    assert [each["metric"] for each in result["metrics"]] == ["one"]
+
+
 def test_a_finished_group_or_result_loads_nothing(protocol, folder, score, weights):
     file, images = protocol(metrics=MODELS), folder("images")
     # the second model fails at the fourth image
     score_all = (file, images, "out", *WEIGHTS)
     Path("stop-two").write_text("3")
     assert score(*score_all)[0] == 1
-    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin"]
+    assert loads() == ["2.bin", "1.bin", "2.bin"]
     Path("stop-two").unlink()
     code, first, err = score(*score_all)
     assert code == 0, err
-    assert [Path(each).name for each in loads()] == ["1.bin", "2.bin", "2.bin"]
+    assert loads()[3:] == ["2.bin"]
     assert score(*score_all)[1] == first
-    assert len(loads()) == 3
+    assert len(loads()) == 4
     # other weights under the same name are another evaluation
     Path("2.bin").write_text("other weights")
     code, _, err = score(*score_all)

@@ -79,8 +79,15 @@ def test_a_stopped_run_is_resumed_and_gives_the_same_scores(protocol, folder, sc
 
 def test_worker_processes_give_the_same_scores(protocol, folder, score, warm_workers):
     images, references = folder("images"), folder("references", range(10, 18))
-    here = score(protocol(), images, "here", "--references", references)[1]
-    there = score(protocol(), images, "there", "--references", references, "--workers", 2)[1]
+    Path("1.bin").write_text("1")
+    metrics = [
+        {"metric": "random-frechet"},
+        {"metric": "glcm"},
+        {"metric": "own_metrics:Model", "label": "model"},
+    ]
+    options = ("--references", references, "--weights", "model=1.bin")
+    here = score(protocol(metrics=metrics), images, "here", *options)[1]
+    there = score(protocol(metrics=metrics), images, "there", *options, "--workers", 2)[1]
     assert here["metrics"] == there["metrics"]
     assert here["scores"] == there["scores"]
 

@@ -6,7 +6,8 @@ import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uhr.base import parquet
 from uhr.base.config import Config, fingerprint, read_versioned
@@ -17,7 +18,7 @@ from uhr.runtime.pool import InlineRunner
 from uhr.runtime.units import PlanMismatch, UnitPlan, run_units
 from uhr.train.evaluate import bootstrap
 from uhr.train.evaluate.result import SCHEMA_VERSION, ColumnResult, MetricResult
-from uhr.train.evaluate.scoring.groups import MetricGroup
+from uhr.train.evaluate.scoring.groups import MetricGroup, divide
 from uhr.train.evaluate.scoring.request import GENERATED, REFERENCE_UNITS, REFERENCES, UNITS, WORK, ScoreJob
 from uhr.train.evaluate.scoring.work import (
     ChosenMetric,
@@ -46,40 +47,81 @@ class ScoredMetric(Config):
 
 
 class ScoredGroup(Config):
-    """A group whose images were all scored.
-
-    Args:
-        number: of the plan of its units.
-        metrics: in the order of the group. failed: why the others could not be loaded.
-    """
+    """A group whose images were all scored: its metrics in their order, and the number of its plan."""
 
     schema_version: int = SCHEMA_VERSION
     number: int
     metrics: tuple[ScoredMetric, ...]
-    failed: dict[str, str]
 
 
-def score(job: ScoreJob, group: MetricGroup) -> ScoredGroup:
+class LoadedGroup(NamedTuple):
+    """A group whose models are in memory."""
+
+    group: MetricGroup
+    made: Made
+
+
+def check(job: ScoreJob) -> tuple[dict[str, str], LoadedGroup | None]:
+    """Load each group that is not finished once, so that what cannot be loaded is known before hours of
+    scoring. The first group is loaded last, and returned.
+
+    Returns also the metrics that are left out, with the reasons, if the job allows that. Raises UserError for
+    a metric that cannot be loaded and may not be left out.
+    """
+    left = [each for each in divide(job.chosen, job.scoring.together) if not _file(job, each).exists()]
+    failed: dict[str, str] = {}
+    loaded = None
+    with progress("load", sum(len(group.chosen) for group in left), "metrics") as advance:
+        for group in reversed(left):
+            loaded = None
+            _release()
+            loaded = _load(job, group, failed if job.scoring.allow_missing else None)
+            advance(len(group.chosen))
+    return failed, loaded
+
+
+def _load(job: ScoreJob, group: MetricGroup, failed: dict[str, str] | None = None) -> LoadedGroup:
+    made = Made.load(group.chosen, job.scoring.device, failed)
+    return LoadedGroup(
+        MetricGroup(tuple(each for each in group.chosen if each.name not in (failed or ()))), made
+    )
+
+
+def _file(job: ScoreJob, group: MetricGroup) -> Path:
+    return job.out / WORK / f"group-{group.number}.json"
+
+
+def score(job: ScoreJob, group: MetricGroup, loaded: list[LoadedGroup]) -> ScoredGroup:
     """Score all images with a group, or what is missing of them; a group that is finished is not loaded.
 
-    Raises UserError if a metric cannot be loaded, if an image cannot be scored, or if an earlier run had
-    other weights or versions.
+    loaded: what `check` returned, if anything; it is taken out, so that nothing else keeps the models.
+
+    Raises UserError if an image cannot be scored, or if an earlier run had other weights or versions.
     """
-    file = job.out / WORK / f"group-{group.number}.json"
+    file = _file(job, group)
     if file.exists():
         return read_versioned(ScoredGroup, file, SCHEMA_VERSION, "name a new folder")
-    with progress("load", len(group.chosen), f"metrics ({group.label})") as advance:
-        failed: dict[str, str] = {}
-        made = Made.load(group.chosen, job.scoring.device, failed if job.scoring.allow_missing else None)
-        advance(len(group.chosen))
-    loaded = MetricGroup(tuple(each for each in group.chosen if each.name not in failed))
-    metrics = tuple(_scored(job, loaded, made)) if loaded.chosen else ()
-    found = ScoredGroup(number=loaded.number, metrics=metrics, failed=failed)
-    del made
-    _release()
-    if metrics:
-        write_json(file, found.model_dump(mode="json"))
+    metrics, made = _metrics(job, group, loaded)
+    found = ScoredGroup(number=group.number, metrics=tuple(_scored(job, group, metrics, made)))
+    write_json(file, found.model_dump(mode="json"))
     return found
+
+
+def _metrics(job: ScoreJob, group: MetricGroup, loaded: list[LoadedGroup]) -> tuple[list[Any], Made | None]:
+    """The metrics of a group, and their models for work in this process. Workers load their own: here only
+    the metrics of sets then stay in memory, which compare at the end.
+    """
+    made = next((each.made for each in loaded if each.group == group), None)
+    loaded.clear()
+    if made is None:
+        _release()
+        with progress("load", len(group.chosen), f"metrics ({group.label})") as advance:
+            made = _load(job, group).made
+            advance(len(group.chosen))
+    if isinstance(job.runner, InlineRunner):
+        return list(made.metrics), made
+    facts = [each if hasattr(each, "extractor") else _Facts.of(each) for each in made.metrics]
+    return facts, None
 
 
 def parts(job: ScoreJob, number: int) -> pa.Table:
@@ -99,42 +141,34 @@ class _Facts:
     columns: Sequence[Any]
     tree: dict[str, Any]
 
+    @classmethod
+    def of(cls, metric: Any) -> _Facts:
+        return cls(metric.name, metric.needs, metric.columns, metric.identity())
+
     def identity(self) -> dict[str, Any]:
         return self.tree
 
 
-def _scored(job: ScoreJob, group: MetricGroup, made: Made) -> list[ScoredMetric]:
-    from uhr.models.metrics.base import ImageMetric, key
+def _scored(job: ScoreJob, group: MetricGroup, metrics: list[Any], made: Made | None) -> list[ScoredMetric]:
+    from uhr.models.metrics.base import key
 
-    chosen = group.chosen
-    keys = [key(metric) for metric in made.metrics]
-    inline = isinstance(job.runner, InlineRunner)
-    metrics: list[Any] = list(made.metrics)
-    is_image = [isinstance(metric, ImageMetric) for metric in metrics]
-    work = ScoreWork(chosen, job.scoring.device, job.out / GENERATED, made=made if inline else None)
-    if not inline:
-        # workers load their own: only the metrics of sets compare here, at the end
-        metrics = [
-            _Facts(each.name, each.needs, each.columns, each.identity()) if image else each
-            for each, image in zip(metrics, is_image, strict=True)
-        ]
-        made = Made.of([each for each, image in zip(metrics, is_image, strict=True) if not image])
-        _release()
+    _release()
+    keys = [key(metric) for metric in metrics]
+    is_image = [not hasattr(metric, "extractor") for metric in metrics]
+    work = ScoreWork(group.chosen, job.scoring.device, job.out / GENERATED, made=made)
     paired = job.references is not None and job.references.kind == "paired"
     references = job.references.refs if job.references is not None and paired else None
     table = items_table(job.evaluation.items, job.images.refs, references)
     plan = _plan(job, UNITS, table, group, keys)
     with progress("score", plan.rows, f"images ({group.label})") as advance:
         run_units(plan, work, job.runner, advance)
-    sets = [
-        each for each, image in zip(zip(chosen, metrics, strict=True), is_image, strict=True) if not image
-    ]
     if job.references is not None:
-        _references(job, group, sets, inline)
+        both = zip(group.chosen, metrics, strict=True)
+        _references(job, group, [each for each in both if hasattr(each[1], "extractor")], made is not None)
     rows = parts(job, group.number)
     found = []
     with progress("summarise", len(metrics), "metrics") as advance:
-        for each, metric, own, image in zip(chosen, metrics, keys, is_image, strict=True):
+        for each, metric, own, image in zip(group.chosen, metrics, keys, is_image, strict=True):
             columns = _image_columns(job, each.name, metric, rows) if image else _set_columns(job, metric)
             summary = MetricResult(
                 metric=each.name,
