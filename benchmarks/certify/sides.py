@@ -84,6 +84,7 @@ def _job(row: Row, call: Call) -> dict[str, Any]:
         "model": str(model),
         "adapters": [str(each.path(call.weights).resolve()) for each in row.adapters],
         "transformer": None if transformer is None else str(transformer),
+        "official_files": [str(each.path(call.weights).resolve()) for each in row.official_files],
         "native": native,
         "prompt": call.prompt,
         "seed": call.seed,

@@ -81,6 +81,7 @@ def weights(tmp_path_factory, tiny_flux, tiny_f16):
         for name, shape in (("A", (4, module.in_features)), ("B", (module.out_features, 4))):
             guided[f"transformer.{path}.lora_{name}.weight"] = 0.1 * torch.randn(*shape, generator=draw)
     (folder / "Scale-DiT").mkdir()
+    torch.save(torch.ones(5, 10, dtype=torch.bool), folder / "Scale-DiT" / "attention_mask.pt")
     save_file(guided, folder / "Scale-DiT" / "pytorch_lora_weights.safetensors")
     urae = folder / "Huage001--URAE"
     urae.mkdir()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.pipelines.flux.pipeline_flux import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .block import _BLOCK_MASK_CACHE
 from .pipeline_tools import inverse_permutation, window_permutation
 from .transformer import forward
 
@@ -19,6 +20,8 @@ def generate(pipeline, prompt, height, width, model_config, max_sequence_length,
              num_inference_steps, hr_inference_steps, hr_guidance_scale, save_path, callback_on_step_end,
              generator=None):  # fmt: skip
     assert model_config["guidance_schedule"] == "cosine_decay"
+    (mask,) = _BLOCK_MASK_CACHE.values()
+    assert mask.shape == (1, pipeline.transformer.config.num_attention_heads, 5, 10)
     pipeline.vae.enable_tiling()
     model, plain = pipeline.transformer, copy.deepcopy(pipeline.transformer)
     plain.delete_adapters("default")
