@@ -207,8 +207,8 @@ ROWS = (
         ),
         vae_tiling="large",
         known="the official mask is dilated to the tiles of a kernel that computes in 8 bits, and its LoRA "
-        "also acts on q, k and v of image tokens; ours follow the paper, so that this row is measured and not "
-        "expected to be certified",
+        "also acts on q, k and v of image tokens; ours follow the paper, so that this row is measured and "
+        "not expected to be certified",
     ),
     HIFLOW,
     _without_swin(HIFLOW),
