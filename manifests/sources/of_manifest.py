@@ -83,7 +83,7 @@ class OfManifest(Source):
         if patches:
             raise UserError(
                 f"{self.place} has {patches:,} patches, and a source has whole images",
-                f"add to its option where: {self.where} AND parent_id IS NULL",
+                "slice it with --where 'parent_id IS NULL' first, or add that to its option where",
             )
         if not rows.num_rows:
             raise UserError(f"no row of {self.place} is `{self.where}`", "change its option where")

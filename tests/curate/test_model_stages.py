@@ -298,3 +298,75 @@ def test_an_empty_name_of_weights_is_not_the_current_folder(tmp_path):
     (tmp_path / "p.yaml").write_text("stages: [header, decode, {stage: embedding, weights: ''}]")
     with pytest.raises(UserError, match="stage 'embedding' cannot run"):
         CurationPlan.of(load(str(tmp_path / "p.yaml")))
+
+
+def test_gca_patches_rejects_what_its_models_find(uhr, models, tmp_path):
+    """The preset with a watermark classifier and LAION's head: values are those of the scorers on the pixels
+    of each patch, and a patch is rejected by exactly the rules that they break.
+    """
+    from uhr.models.scores.classifier import ImageClassifier
+    from uhr.models.scores.clip import ClipModel
+    from uhr.models.scores.heads import Head
+
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).resize((512, 384), Image.BICUBIC)
+    whole = np.clip(np.asarray(coarse) + rng.normal(0, 25, (384, 512, 1)), 0, 255).astype(np.uint8)
+    whole[:, 256:, 0] //= 3
+    Image.fromarray(whole).save(tmp_path / "images" / "a.png")
+    pipeline = tmp_path / "patches.yaml"
+    patches = {
+        "size": 128, "count": 8,
+        "stages": [
+            "header", "flatness", "exposure", "sharpness", "entropy",
+            {"stage": "safety", "name": "watermark",
+             "watermark": {"weights": str(models / "classifier"), "labels": ["nsfw"]}},
+            {"stage": "embedding", "weights": str(models / "clip")},
+            {"stage": "laion_aesthetic", "weights": str(models / "laion.pth")},
+        ],
+    }  # fmt: skip
+
+    def rows(out: str, **rules: str) -> list[dict]:
+        own = {**load("gca-patches").stages[-1].rules, **rules}
+        tree = {"preset": "gca-patches", "stages": {"patches": {**patches, "rules": own}}}
+        outer = {"size": "least(width, height) >= 128", "native": None}
+        pipeline.write_text(yaml.safe_dump({**tree, "rules": outer}))
+        words = (
+            "--source",
+            tmp_path / "images",
+            "--out",
+            tmp_path / out,
+            "--engine",
+            "local",
+            "--workers",
+            0,
+        )
+        code, printed, errors = uhr("curate", "run", pipeline, *words)
+        assert code == 0, errors
+        assert "not evaluated" not in printed
+        found = Manifest.open(tmp_path / out).table(where="parent_id IS NOT NULL").to_pylist()
+        assert len(found) == 8
+        return found
+
+    clip, head = ClipModel.load(models / "clip"), Head.load("laion-aesthetic", models / "laion.pth")
+    classifier = ImageClassifier.load(models / "classifier", ["nsfw"], "watermark_prob")
+    wanted = {}
+    for row in rows("measured", watermark="watermark_prob < 2", aesthetic="laion_aesthetic > -1e9"):
+        assert row["status"] == "kept", row["reason"]
+        x, y, width, height = row["box"]
+        patch = whole[y : y + height, x : x + width]
+        mark = classifier.score([classifier.view.of(patch)])["watermark_prob"][0]
+        aesthetic = head.score(clip.score([clip.view.of(patch)])["clip_embedding"])[0]
+        assert row["watermark_prob"] == pytest.approx(mark, abs=1e-5)
+        assert row["laion_aesthetic"] == pytest.approx(aesthetic, abs=1e-3)
+        wanted[row["sample_id"]] = row["watermark_prob"], row["laion_aesthetic"]
+    marks, scores = (sorted(values) for values in zip(*wanted.values(), strict=True))
+    assert len(set(marks)) == len(set(scores)) == 8
+    # a quarter is watermarked, and of the rest some have a low score
+    most, least = (marks[5] + marks[6]) / 2, (scores[3] + scores[4]) / 2
+    found = rows("chosen", watermark=f"watermark_prob < {most}", aesthetic=f"laion_aesthetic >= {least}")
+    for row in found:
+        mark, score = wanted[row["sample_id"]]
+        reason = "watermark" if mark >= most else "aesthetic" if score < least else None
+        assert row["reason"] == reason
+    assert {row["reason"] for row in found} == {None, "watermark", "aesthetic"}

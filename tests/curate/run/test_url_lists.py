@@ -261,3 +261,40 @@ def test_the_sizes_in_a_published_list_select_before_a_byte_is_fetched(
         "curate", "show", "pd12m-4k.yaml", "--set", "rules.stated=null", "--set", named, "--json"
     )
     assert code == 0, errors
+
+
+def test_patches_and_encoding_read_the_stored_bytes(site, tmp_path, uhr, tiny_flux):
+    """Of a list of URLs each image is requested once, for however many passes and later steps."""
+    (tmp_path / "list.csv").write_text(
+        "url,caption\n" + "".join(f"{site.address}/{name}.jpg,an image\n" for name in "ab")
+    )
+    web = tmp_path / "web.yaml"
+    patches = "{stage: patches, size: 128, count: 2, flat: 1.0, stages: [header, entropy]}"
+    stages = f"[header, decode, {patches}]"
+    web.write_text(f"""
+        stages: {stages}
+        sources: {{web: {{kind: urls, path: {tmp_path / "list.csv"}, http: {{private: true}}}}}}
+    """)
+    site.requests.clear()
+    words = ("--engine", "local", "--workers", 0, "--out")
+    code, _, errors = uhr("curate", "run", web, *words, tmp_path / "one")
+    assert code == 0, errors
+    rows = Manifest.open(tmp_path / "one").table().to_pylist()
+    assert sum(row["parent_id"] is not None for row in rows) == 4, "cut in a second pass"
+    assert dict(site.requests) == {"/robots.txt": 1, "/a.jpg": 1, "/b.jpg": 1}
+    site.requests.clear()
+    again, whole = tmp_path / "again.yaml", tmp_path / "whole"
+    again.write_text(f"stages: {stages.replace('count: 2', 'count: 3')}\n")
+    code, _, errors = uhr("curate", "run", again, "--source", f"manifest:{tmp_path / 'one'}", *words, whole)
+    assert code == 1
+    assert "has 4 patches, and a source has whole images: slice it with --where 'parent_id IS NULL'" in errors
+    cut = ("manifest", "slice", tmp_path / "one", "--where", "parent_id IS NULL", "--out", whole)
+    assert uhr(*cut)[0] == 0
+    code, _, errors = uhr("curate", "run", again, "--source", f"manifest:{whole}", *words, tmp_path / "two")
+    assert code == 0, errors
+    assert Manifest.open(tmp_path / "two").info.counts["kept"] == 8
+    encoded = tmp_path / "encoded"
+    code, _, errors = uhr("train", "encode", whole, "--model", tiny_flux, "--out", encoded, "--workers", 0)
+    assert code == 0, errors
+    assert json.loads((encoded / "manifest.json").read_text())["counts"]["kept"] == 2
+    assert not site.requests
