@@ -94,6 +94,17 @@ class LocalJudge:
         return {self.column: rating.expected(logits[:, self._ids].cpu().numpy())}
 
 
+def check_server(words: Mapping[str, float], begin: str, top: int) -> None:
+    """Raise UserError if a server that returns `top` log-probabilities cannot give the rating of `words`
+    after an answer that begins with `begin`.
+    """
+    if begin:
+        raise UserError("a server cannot be given the beginning of the answer", "put it into the prompt")
+    if len(words) > top:
+        what = f"the rating has {len(words)} words, and the server returns {top} log-probabilities"
+        raise UserError(what, "use fewer words, a server that returns more (top_logprobs), or a local model")
+
+
 class ServerJudge:
     """A rating by a model behind an OpenAI-compatible server that returns log-probabilities.
 
@@ -106,11 +117,7 @@ class ServerJudge:
     def __init__(
         self, server: ChatServer, rating: Rating, column: str, view: View, top: int = 20, concurrency: int = 8
     ) -> None:
-        if rating.begin:
-            raise UserError("a server cannot be given the beginning of the answer", "put it into the prompt")
-        if len(rating.words) > top:
-            what = f"the rating has {len(rating.words)} words, and the server returns {top} log-probabilities"
-            raise UserError(what, "use fewer words, a server that returns more, or a local model")
+        check_server(rating.words, rating.begin, top)
         self._server, self.rating, self.column, self.view = server, rating, column, view
         self._top, self._concurrency = top, concurrency
 

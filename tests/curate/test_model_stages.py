@@ -294,6 +294,25 @@ def test_an_address_that_cannot_be_stored_is_refused_and_not_skipped(tmp_path, s
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"stage": "artimuse"}, "the rating has 101 words, and the server returns 20 log-probabilities: use"),
+        ({"stage": "artimuse", "top_logprobs": 100}, "returns 100 log-probabilities"),
+        ({"stage": "rating", "words": {"a": 1, "b": 0}, "begin": "It is"}, "beginning of the answer"),
+    ],
+)
+def test_a_rating_that_no_server_can_give_is_refused_and_not_skipped(tmp_path, params, message):
+    (tmp_path / "q.txt").write_text("How good?")
+    entry = {
+        **params, "prompt": str(tmp_path / "q.txt"), "if_missing": "skip",
+        "server": {"url": "http://127.0.0.1:9/v1", "model": "m"},
+    }  # fmt: skip
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stages": ["header", "decode", entry]}))
+    with pytest.raises(UserError, match=message):
+        CurationPlan.of(load(str(tmp_path / "p.yaml")))
+
+
 def test_an_empty_name_of_weights_is_not_the_current_folder(tmp_path):
     (tmp_path / "p.yaml").write_text("stages: [header, decode, {stage: embedding, weights: ''}]")
     with pytest.raises(UserError, match="stage 'embedding' cannot run"):

@@ -44,6 +44,9 @@ class RatingStage(VisionLanguageStage):
             Column(p.column, pa.float64(), self.meaning(), "1", span, self.source(), stage=self.name),
         )
         if p.server is not None:
+            from uhr.models.scores.rating import check_server
+
+            check_server(self.words, p.begin, p.top_logprobs)
             why = f"why the server gave no `{p.column}`; null where it did"
             self.adds += (Column(f"{p.column}_error", pa.string(), why, stage=self.name),)
 
