@@ -122,7 +122,7 @@ def _zip(file: Path) -> Iterator[Member | None]:
 
 def _unique(members: list[Member]) -> list[Member]:
     """Give members with the name of an earlier one a name with their number."""
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     return [member._replace(name=numbered(member.name, seen)) for member in members]
 
 

@@ -366,15 +366,19 @@ def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Ta
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
-def numbered(name: str, seen: set[str]) -> str:
-    """Return `name`, or, if it is one of `seen`, the first of `name#2`, `name#3`, ... that is not; add it to
-    `seen`.
+def numbered(name: str, seen: dict[str, int]) -> str:
+    """Return `name`, or, if it is in `seen`, the first of `name#2`, `name#3`, ... that is not; add it.
+
+    seen: the last number that each name was given, 1 for a name of its own; empty at first.
     """
-    found, number = name, 1
-    while found in seen:
+    number = seen.get(name, 0)
+    found = name
+    while number and found in seen:
+        # all numbers up to the last one are taken: a list may have the same name a million times
         number += 1
         found = f"{name}#{number}"
-    seen.add(found)
+    seen[name] = max(number, 1)
+    seen.setdefault(found, 1)
     return found
 
 

@@ -71,7 +71,7 @@ class ParquetImages(TableRows):
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for file in self._files:
             try:
                 schema, version = parquet.schema_of(file), version_of(file)
@@ -120,7 +120,9 @@ class ParquetImages(TableRows):
         for row in range(parquet.row_count(file)):
             yield uri_of(f"{relative}/{row:08d}"), f"row-{row}@{version}", None, None, None, None
 
-    def _paths(self, table: pa.Table, name: str, file: Path, seen: set[str]) -> Iterator[tuple[Any, ...]]:
+    def _paths(
+        self, table: pa.Table, name: str, file: Path, seen: dict[str, int]
+    ) -> Iterator[tuple[Any, ...]]:
         for row, value in enumerate(table[name].to_pylist()):
             if not value:
                 fault = "unreadable", "the table has no path in this row"

@@ -89,7 +89,7 @@ class Urls(TableRows):
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         with tables.opened(self.path) as files:
             for file in files:
                 found = list(self._rows_of(file, seen))
@@ -99,7 +99,7 @@ class Urls(TableRows):
             raise UserError(f"the list {self.place} has no row", "name a list of URLs")
         return Listing(self, items_table(rows, _SCHEMA))
 
-    def _rows_of(self, file: Path, seen: set[str]) -> Iterator[tuple[Any, ...]]:
+    def _rows_of(self, file: Path, seen: dict[str, int]) -> Iterator[tuple[Any, ...]]:
         table = tables.read_table(file)
         name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
         sizes = stated_sizes(table, self.width, self.height, str(file))

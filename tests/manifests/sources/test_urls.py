@@ -8,7 +8,7 @@ import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import count, product
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests import sources
-from uhr.manifests.sources.base import FetchedFiles
+from uhr.manifests.sources.base import FetchedFiles, numbered
 from uhr.manifests.sources.fetching import http
 from uhr.manifests.sources.fetching.hosts import Machines
 from uhr.manifests.sources.fetching.robots import Robots, opt_out
@@ -383,6 +383,30 @@ def test_without_a_run_nothing_stays_behind(site, tmp_path):
     source = listed(tmp_path, f"{site.address}/a.jpg").model_copy(update={"spool": None})
     assert source.open({"uri": f"{site.address}/a.jpg"}).read() == site.images["/a.jpg"]
     assert list(source.answers.folder.rglob("*.bytes")) == []
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#3", "a#2#2", "b"]), max_size=12))
+def test_the_number_of_a_name_is_the_first_that_is_free(names):
+    seen: dict[str, int] = {}
+    given: list[str] = []
+    for name in names:
+        free = (name if number == 1 else f"{name}#{number}" for number in count(1))
+        expected = next(each for each in free if each not in given)
+        given.append(numbered(name, seen))
+        assert given[-1] == expected
+
+
+def test_a_name_that_occurs_often_is_not_searched_from_its_beginning():
+    class Counted(dict):
+        searches = 0
+
+        def __contains__(self, key):
+            self.searches += 1
+            return super().__contains__(key)
+
+    seen = Counted()
+    assert [numbered("a", seen) for _ in range(1000)][-1] == "a#1000"
+    assert seen.searches <= 3 * 1000
 
 
 def test_every_row_has_a_uri_of_its_own_and_no_credentials(tmp_path):
