@@ -83,7 +83,8 @@ class OfManifest(Source):
         if patches:
             raise UserError(
                 f"{self.place} has {patches:,} patches, and a source has whole images",
-                "slice it with --where 'parent_id IS NULL' first, or add that to its option where",
+                "slice it first, `uhr manifest slice M --where 'parent_id IS NULL' --out IMAGES`, or "
+                "add that to its option where",
             )
         if not rows.num_rows:
             raise UserError(f"no row of {self.place} is `{self.where}`", "change its option where")

@@ -188,6 +188,28 @@ def test_captions_are_requested_only_where_they_are_missing_and_are_translated(r
     assert c["caption_en_t5_tokens"] is None
 
 
+def test_a_finished_set_gets_the_captions_that_it_lacks(run, chat, uhr, tmp_path):
+    """A later run over the manifest asks for those images alone that the first one got no caption of."""
+    chat.reply = lambda body, n: (
+        "A wave." if len(chat.requests) != 2 else "I'm sorry, I can't help with that."
+    )
+    server = {"url": chat.url, "model": "expander", "concurrency": 1}
+    before, _ = run({"stage": "caption", "server": server})
+    (lacking,) = [name for name, row in before.items() if row["caption_en"] is None]
+    chat.requests.clear()
+    chat.reply = lambda body, n: "A lake."
+    again = tmp_path / "again.yaml"
+    entry = {"stage": "caption", "server": server, "column": "caption_2", "keep": "caption_en"}
+    again.write_text(yaml.safe_dump({"stages": ["header", entry]}))
+    words = ("--source", f"manifest:{tmp_path / 'out'}", "--out", tmp_path / "whole", "--engine", "local")
+    code, _, errors = uhr("curate", "run", again, *words, "--workers", 0)
+    assert code == 0, errors
+    assert len(chat.requests) == 1
+    rows = Manifest.open(tmp_path / "whole").table().to_pylist()
+    found = {Path(row["uri"]).stem: row["caption_2"] for row in rows}
+    assert found == {name: "A lake." if name == lacking else "A wave." for name in before}
+
+
 def test_the_key_of_a_server_is_in_no_file_of_the_run(run, chat, monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key-123")
     chat.reply = lambda body, n: (

@@ -287,7 +287,7 @@ def test_patches_and_encoding_read_the_stored_bytes(site, tmp_path, uhr, tiny_fl
     again.write_text(f"stages: {stages.replace('count: 2', 'count: 3')}\n")
     code, _, errors = uhr("curate", "run", again, "--source", f"manifest:{tmp_path / 'one'}", *words, whole)
     assert code == 1
-    assert "has 4 patches, and a source has whole images: slice it with --where 'parent_id IS NULL'" in errors
+    assert "has 4 patches, and a source has whole images: slice it first, `uhr manifest slice" in errors
     cut = ("manifest", "slice", tmp_path / "one", "--where", "parent_id IS NULL", "--out", whole)
     assert uhr(*cut)[0] == 0
     code, _, errors = uhr("curate", "run", again, "--source", f"manifest:{whole}", *words, tmp_path / "two")
