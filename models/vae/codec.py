@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models.ops.latents import normalisation, to_images, to_uint8
 from uhr.models.vae.f16 import vae_factor
-from uhr.models.vae.tiled import compute_dtype
+from uhr.models.vae.tiled import compute_dtype, reporting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,12 +46,15 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return vae.decode(raw.to(_device(vae), compute_dtype(vae)), return_dict=False)[0].float()
 
 
-def reconstruct(vae: Any, rgb: np.ndarray) -> np.ndarray:
+def reconstruct(vae: Any, rgb: np.ndarray, report: Callable[[float], None] | None = None) -> np.ndarray:
     """Encode one image, uint8 [H, W, 3], to the mean of its latents and decode it: uint8 [H, W, 3].
 
     Any size: the image is continued by its mirror to multiples of the VAE's factor, and the result is cut.
-    Apply `uhr.models.vae.tiled.ExactTiling` to the VAE first for images that do not fit into memory. Raises
-    UserError as `encode_moments`.
+    Apply `uhr.models.vae.tiled.ExactTiling` to the VAE first for images that do not fit into memory.
+
+    report: called with the share that is done, in [0, 1]: encoding is counted as a third of it.
+
+    Raises UserError as `encode_moments`.
     """
     import numpy as np
 
@@ -58,8 +62,11 @@ def reconstruct(vae: Any, rgb: np.ndarray) -> np.ndarray:
     # FLUX.2 normalises patches of 2 x 2 latents
     factor = vae_factor(vae) * 2
     borders = ((0, -height % factor), (0, -width % factor), (0, 0))
-    mean, _ = encode_moments(vae, np.pad(rgb, borders, mode="symmetric")[None])
-    images = decode(vae, normalisation(vae).to_model(mean))
+    report = report or (lambda share: None)
+    with reporting(lambda share: report(share / 3)):
+        mean, _ = encode_moments(vae, np.pad(rgb, borders, mode="symmetric")[None])
+    with reporting(lambda share: report((1 + 2 * share) / 3)):
+        images = decode(vae, normalisation(vae).to_model(mean))
     return to_uint8(images)[0, :height, :width].cpu().numpy()
 
 

@@ -8,8 +8,10 @@ seams.
 
 from __future__ import annotations
 
+import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -34,6 +36,23 @@ from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
 from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
 
 Part = Literal["encode", "decode"]
+
+
+_REPORT: ContextVar[Callable[[float], None] | None] = ContextVar("report", default=None)
+
+
+@contextlib.contextmanager
+def reporting(report: Callable[[float], None]) -> Generator[None]:
+    """Call `report` with the share of each call of a tiled VAE that is done, in [0, 1], while the block runs.
+
+    The share is that of the rows of all segments, whose times differ. A call that is not tiled reports only
+    its end.
+    """
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
 
 
 class ExactTiling(Surgery):
@@ -138,7 +157,10 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
         if _fits_whole(options, vae, task, len(x)):
-            return _whole(vae, part, x)
+            whole = _whole(vae, part, x)
+            if (report := _REPORT.get()) is not None:
+                report(1.0)
+            return whole
         plan, dtype = make_plan(task, int(options.memory)), _compute_dtype(options, vae)
         last = task.shapes[-1]
         out = x.new_empty(len(x), last.channels, last.height, last.width, dtype=dtype)
@@ -178,7 +200,7 @@ def execute(
     task: Task, plan: TilingPlan, sample: torch.Tensor, out: torch.Tensor, storage: torch.device | None
 ) -> None:
     """Run one sample [1, C, H, W] through the plan's segments, into `out`."""
-    run = Pass(out.dtype, {})
+    run, report = Pass(out.dtype, {}), _REPORT.get()
     source: WholeInput | StoredBands = WholeInput(sample)
     for i, segment in enumerate(plan.segments):
         if segment.last == len(task.units):
@@ -187,7 +209,13 @@ def execute(
             rows = min(segment.stored_rows, plan.segments[i + 1].rows)
             sink = StoredBands(task.shapes[segment.last], rows, storage)
         following = task.units[segment.last] if segment.last < len(task.units) else ()
-        _segment(task, segment, source, sink, following, run)
+        height, count = task.shapes[segment.last].height, len(plan.segments)
+
+        def written(rows: int, before: int = i, height: int = height, count: int = count) -> None:
+            if report is not None:
+                report((before + rows / height) / count)
+
+        _segment(task, segment, source, sink, following, run, written)
         assert isinstance(sink, StoredBands) or i + 1 == len(plan.segments)
         source = sink if isinstance(sink, StoredBands) else source
 
@@ -210,13 +238,18 @@ def _segment(
     sink: StoredBands | _WholeOutput,
     following: Unit,
     run: Pass,
+    written: Callable[[int], None],
 ) -> None:
+    rows = 0
     layers = [layer for unit in task.units[segment.first : segment.last] for layer in unit]
     norm = _first_norm(following)
     moments = Moments(norm) if norm is not None else None
 
     def write(band: torch.Tensor) -> None:
+        nonlocal rows
         sink.write(band)
+        rows += band.shape[2]
+        written(rows)
         if moments is not None:
             moments.write(band)
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,6 +180,25 @@ def test_where_activations_are_held_changes_the_memory_and_not_the_image(vae):
     assert (found[0] - found[1]).abs().max() < EXACT
     # nothing that is held counts: 8K decodes with the memory of a 4K band
     assert tightest(vae, "decode", 64, 64, hold="cpu").memory < tightest(vae, "decode", 64, 64).memory / 2
+
+
+@pytest.mark.parametrize("bands", [True, False])
+def test_a_reconstruction_reports_how_much_of_it_is_done(tiny_flux, bands):
+    from uhr.models.zoo import load_vae
+
+    vae = load_vae(tiny_flux)
+    memory = max(tightest(vae, "encode", 96, 80).memory, tightest(vae, "decode", 12, 10).memory)
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
+    shares = []
+    with temporarily(vae, ExactTiling(memory=memory if bands else 2**30)):
+        reported = codec.reconstruct(vae, image, shares.append)
+        silent = codec.reconstruct(vae, image)
+    assert (reported == silent).all()
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert 1 / 3 in [pytest.approx(share) for share in shares]
+    # bands, or both halves alone
+    assert len(shares) > 8 if bands else len(shares) == 2
 
 
 def test_revert_gives_back_the_very_methods_and_bits(vae):

@@ -80,6 +80,17 @@ def test_a_vae_over_a_manifest_gives_what_its_parts_give(images, vae, uhr, tiny_
     assert vae("set", "again", "--first", 4)[1]["protocol"]["complete"] is False
 
 
+def test_workers_reconstruct_the_same_and_progress_is_in_megapixels(folder, vae, warm_workers):
+    images = folder("images", range(2), size=(56, 40))
+    folder("large", [2], size=(1240, 1040)).joinpath("0000.png").rename(images / "0002.png")
+    code, here, err = vae(images, "here")
+    assert (code, "reconstruct: 4/4 megapixels of 3 images" in err) == (0, True), err
+    code, there, err = vae(images, "there", "--workers", 2)
+    assert code == 0, err
+    assert here["scores"] == there["scores"]
+    assert not Path("there/work").exists()
+
+
 def test_a_stopped_run_makes_only_what_is_missing_and_another_vae_is_refused(images, vae, tiny_flux, uhr):
     assert vae(images, "out")[0] == 0
     kept = Path("out/reconstructions/0000000.png").stat().st_mtime_ns

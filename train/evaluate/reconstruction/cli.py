@@ -87,7 +87,10 @@ def vae(
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that score, each with the models; 0: this process.")
+        int,
+        typer.Option(
+            min=0, help="Processes that reconstruct and score, each with its models; 0: this process."
+        ),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
 ) -> None:

@@ -16,32 +16,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.config import versioned_tree
-from uhr.base.console import progress
+from uhr.base.console import counted, progress
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, or_half_written, saving, user_path, write_json
+from uhr.base.files import or_half_written, saving, user_path, write_json
 from uhr.base.run_folder import RunFolder
-from uhr.runtime.units import NO_LIMITS
+from uhr.runtime import units
+from uhr.runtime.units import NO_LIMITS, UnitPlan, run_units
 from uhr.train.evaluate import choice
 from uhr.train.evaluate.images import ImageRef, ImageSet, References, find_references
 from uhr.train.evaluate.overlap.compare import compare
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.reconstruction.work import IMAGE as PART_OF
+from uhr.train.evaluate.reconstruction.work import ReconstructWork, megapixels, reconstruction
 from uhr.train.evaluate.result import Result
 from uhr.train.evaluate.run import run
 from uhr.train.evaluate.scoring.request import LAYOUT as RESULT
 from uhr.train.evaluate.scoring.request import Evaluation, ScoreJob, Scoring
 
 if TYPE_CHECKING:
-    from uhr.models.loading.opening import Model, ModelName
+    from uhr.models.loading.opening import ModelName
 
 PROTOCOL = Path(__file__).parent / "protocol.yaml"
 FILE, IMAGES = "vae.json", "reconstructions"
+UNITS = "work/reconstruction-units"
 SCHEMA_VERSION = 1
 LAYOUT = replace(
     RESULT,
     names=(*RESULT.names, FILE, IMAGES),
     marks=(*RESULT.marks, FILE),
-    inside={**RESULT.inside, IMAGES: or_half_written(r"\d{7}\.png")},
+    inside={
+        **RESULT.inside,
+        IMAGES: or_half_written(r"\d{7}\.png"),
+        UNITS: or_half_written(units.FILES),
+    },
 )
 
 
@@ -82,11 +90,11 @@ def evaluate_vae(job: VaeJob) -> Result:
         for at, (ref, name) in enumerate(zip(references.refs, names, strict=True))
     ]
     chosen, others = choice.sufficient(chosen, items, references, scoring.allow_missing)
-    model, sha256 = _vae_of(job)
+    sha256 = _hash_of_vae(job)
     folder.claim()
     with saving(job.out, "free space there; the same command resumes"), folder.lock("work"):
         _begin(job.out, {"vae": sha256, "images": references.id})
-        refs = _reconstruct(job, model, references.refs)
+        refs = _reconstruct(job, folder, references.refs)
     made = {
         "request": {
             "sampler": "none: reconstructions",
@@ -123,18 +131,18 @@ def _images(place: Path, first: int | None) -> tuple[References, list[str]]:
     return found._replace(kind="paired"), names
 
 
-def _vae_of(job: VaeJob) -> tuple[Model, str]:
-    """The model with the files of its VAE, and the hash of the VAE's weights."""
+def _hash_of_vae(job: VaeJob) -> str:
+    """The hash of the VAE's weights. Raises UserError if they are missing or of another kind."""
     from uhr.models.loading.hashes import hash_of
     from uhr.models.loading.other_weights import check_weights
 
     model = job.model.open(components=("vae",))
     if job.vae is None:
-        return model, hash_of(model.place("vae"))
+        return hash_of(model.place("vae"))
     if not job.vae.exists():
         raise UserError(f"--vae {job.vae} does not exist", "name a folder, or a .safetensors file")
     check_weights("vae", job.vae, model.spec)
-    return model.with_vae(job.vae), hash_of(job.vae)
+    return hash_of(job.vae)
 
 
 def _begin(out: Path, requested: Mapping[str, Any]) -> None:
@@ -151,27 +159,21 @@ def _begin(out: Path, requested: Mapping[str, Any]) -> None:
         raise UserError(f"{what}: other {', '.join(differs)}", "name a new folder")
 
 
-def _reconstruct(job: VaeJob, model: Model, images: Sequence[ImageRef]) -> list[ImageRef]:
-    """Write what is missing of the reconstructions, one after the other."""
-    from uhr.models.loading.model import load_component
-    from uhr.models.vae.codec import reconstruct
-    from uhr.pixels.decode import png
-    from uhr.train.encode.work.memory import tiled
-
-    files = [job.out / IMAGES / f"{at:07d}.png" for at in range(len(images))]
-    left = [at for at, file in enumerate(files) if not file.exists()]
-    with progress("reconstruct", len(files), "images") as advance:
-        advance(len(files) - len(left))
-        if left:
-            vae = load_component(model, "vae", "float32", job.scoring.device, weights=job.vae)
-            tiled(vae)
-        for at in left:
-            pixels, _, _ = images[at].pixels()
-            try:
-                data = png(reconstruct(vae, pixels))
-            except UserError as error:
-                raise UserError(f"{images[at].name}: {error.what}", error.fix) from error
-            with atomic(files[at]) as temporary:
-                temporary.write_bytes(data)
-            advance()
+def _reconstruct(job: VaeJob, folder: RunFolder, images: Sequence[ImageRef]) -> list[ImageRef]:
+    """Write what is missing of the reconstructions."""
+    place = job.out / IMAGES
+    place.mkdir(exist_ok=True)
+    left = [at for at in range(len(images)) if not reconstruction(place, at).exists()]
+    # the files say what is done: units of an earlier run may be those of files that were removed
+    folder.clear(UNITS)
+    if left:
+        (job.out / UNITS).mkdir(parents=True, exist_ok=True)
+        scoring = job.scoring
+        work = ReconstructWork(job.model, job.vae, scoring.device, place)
+        plan = UnitPlan.create(job.out / UNITS, megapixels(images, left), 1, "reconstruct", together=PART_OF)
+        runner = scoring.pool.runner(NO_LIMITS, threads=None, device=scoring.device)
+        with progress("reconstruct", plan.rows, f"megapixels of {counted(len(left), 'image')}") as advance:
+            run_units(plan, work, runner, advance)
+        folder.clear(UNITS)
+    files = [reconstruction(place, at) for at in range(len(images))]
     return [ImageRef(str(file), str(file.absolute())) for file in files]
