@@ -273,8 +273,8 @@ sources: {{web: {{kind: urls, path: {tmp_path}/list.txt, http: {http}}}}}
     assert sum(site.requests[path] for path in refused) == 5
     site.answers.clear()
     site.requests.clear()
-    # the same command, with other workers
-    code, _, errors = run(tree, "--out", out)
+    # the same command, with actors that have not seen the pause
+    code, _, errors = run(tree, "--out", out, "--engine", "ray", workers=1)
     assert code == 0, errors
     rows = Manifest.open(out).table().to_pylist()
     assert {(row["status"], row["http_status"]) for row in rows} == {("kept", 200)}
