@@ -27,6 +27,7 @@ from uhr.runtime.inline import InlineRunner
 from uhr.runtime.pool import Pool
 
 STAGES = '''
+import os
 import pyarrow as pa
 from uhr.base.config import Config
 from uhr.curate.stage import BatchStage, Child, ExpandStage, FrameStage, Resources
@@ -77,6 +78,22 @@ class Said(FrameStage):
     def annotate(self, frame):
         called(self, frame.uri)
         return {"said": len(frame.row.get("caption") or "")}
+
+class Weighs(FrameStage):
+    """Has weights."""
+
+    name = "weighs"
+    adds = (Column("weighs", pa.int64(), "bytes of the weights"),)
+
+    class Params(Params):
+        path: str
+
+    def weights(self):
+        return {"model": self.params.path}
+
+    def annotate(self, frame):
+        called(self, frame.uri)
+        return {"weighs": os.path.getsize(self.params.path)}
 
 class Blue(BatchStage):
     name = "blue"

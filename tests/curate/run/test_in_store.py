@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,64 @@ def test_a_run_killed_after_its_commit_only_clears_up(curate, s3, monkeypatch, t
     assert code == 0, errors
     assert not s3.puts("/samples/")
     assert not any(name.startswith("units") for name in keys(s3))
+
+
+def test_a_store_that_answers_503_costs_requests_and_no_content(curate, s3, tmp_path):
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def twice(method: str, path: str) -> int | None:
+        seen[method, path] += 1
+        return 503 if seen[method, path] <= 2 else None
+
+    assert curate(tmp_path / "calm")[0] == 0
+    calm = Manifest.open(tmp_path / "calm")
+    s3.fault = twice
+    code, _, errors = curate()
+    assert code == 0, errors
+    refused = sum(min(2, times) for times in seen.values())
+    print(f"{refused} of {seen.total()} requests were answered by 503")
+    assert refused > 50
+    made = Manifest.open(f"s3://{s3.bucket}/out")
+    assert made.id == calm.id
+
+    # it is down from the second unit on, longer than any request is repeated
+    out = f"s3://{s3.bucket}/down"
+    s3.requests.clear()
+    s3.fault = lambda method, path: 503 if s3.puts("/down/units/unit-")[1:] else None
+    code, _, errors = curate(out)
+    assert code == 1
+    assert errors.splitlines()[-1].startswith(f"uhr: {out}/units/unit-")
+    assert errors.splitlines()[-1].endswith("the same command resumes the run")
+    s3.fault = lambda method, path: None
+    (done,) = [name for name in keys(s3, "down/") if name.startswith("units/unit-")]
+    s3.requests.clear()
+    (dead,) = [name for name in keys(s3, "down/") if name == lease.NAME]
+    ObjectStore(out).delete(dead)  # in place of the minutes until it ends
+    code, _, errors = curate(out)
+    assert code == 0, errors
+    again = s3.puts("/down/units/unit-")
+    print(f"1 of {1 + len(again)} units was kept")
+    assert len(again) == 2
+    assert not any(path.endswith(done) for path in again)
+    assert Manifest.open(out).id == calm.id
+
+
+def test_images_that_a_store_did_not_give_are_read_by_the_run_that_reuses_the_others(curate, s3, tmp_path):
+    assert curate(tmp_path / "calm")[0] == 0
+    s3.fault = lambda method, path: 503 if path.endswith(("images/1.jpg", "trip/0.png")) else None
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, printed, errors = curate(first, "--json")
+    assert code == 0, errors
+    assert json.loads(printed)["counts"]["reasons"]["unavailable"] == 2
+    s3.fault = lambda method, path: None
+    s3.requests.clear()
+    code, printed, errors = curate(second, "--reuse", first, "--json")
+    assert code == 0, errors
+    assert json.loads(printed)["reused"]["header"] == 4
+    read = {path.rpartition("/")[2] for method, path in s3.requests if method == "GET" and "/images/" in path}
+    assert read == {"1.jpg", "0.png", "5.txt"}, "a caption belongs to the listing"
+    one, other = Manifest.open(second), Manifest.open(tmp_path / "calm")
+    assert one.table().to_pylist() == other.table().to_pylist()
 
 
 def test_one_run_at_a_time_and_a_dead_one_holds_out_only_until_its_lease_ends(curate, s3, uhr):

@@ -215,6 +215,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(warm_curation, 
             assert {unit: now[unit] for unit in before} == before, f"a finished unit was touched after {name}"
         before = now
     assert {"after the plan", "after some units"} <= set(killed)
+    print(f"killed {len(killed)} times ({', '.join(killed)}), {len(before)} of 9 units were kept")
     printed = run.finish(out)
     assert content(out) == content(calm)
     assert (out / "report.html").exists()
@@ -233,6 +234,7 @@ def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(warm_curatio
         assert process.poll() is None
         time.sleep(0.01)
     run.actors()[0].kill()
+    print(f"the driver was killed after {len(before)} of 9 units, an actor after {len(parts(out))}")
     assert before.items() <= parts(out).items()
     assert process.wait(120) == 0, process.stderr()
     run.engine = "local"

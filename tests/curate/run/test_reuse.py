@@ -51,6 +51,25 @@ def test_another_parameter_calls_the_stage_and_those_that_read_it(lab):
     assert lab.content(reused) == lab.content(lab.run(tree))
 
 
+def test_another_version_of_the_code_and_other_weights_call_the_stage(lab, monkeypatch):
+    weights = lab.folder / "weights.bin"
+    weights.write_bytes(b"one")
+    tree = lab.pipeline("Red", "Odd", "Weighs", weighs={"path": str(weights)})
+    first = lab.run(tree)
+    everything = {f"i{n}" for n in range(6)}
+    lab.run(tree, reuse=(first.path,))
+    assert lab.calls() == {}
+    weights.write_bytes(b"others")
+    second = lab.run(tree, reuse=(first.path,))
+    assert lab.calls() == {"Weighs": everything}
+    assert set(second.table()["weighs"].to_pylist()) == {6}
+    monkeypatch.setattr("reused_stages.Red.version", 2)
+    third = lab.run(tree, reuse=(first.path, second.path))
+    # what reads its column finds the values that it had
+    assert lab.calls() == {"Red": everything}
+    assert lab.content(third) == lab.content(lab.run(tree))
+
+
 def test_a_source_that_has_grown_measures_only_what_is_new(lab, uhr):
     tree = lab.pipeline("Red", "Said", "Blue")
     first = lab.begin(tree, 2)
