@@ -393,14 +393,16 @@ def report(
     out: Annotated[Any, _place("--out", "FILE", "HTML file or s3:// address; default M/report.html.")] = None,
 ) -> None:
     """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each image."""
+    from uhr.manifests import places
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.parts import REPORT
     from uhr.manifests.report import write_report
 
-    if isinstance(path, Path) and (path / "units").is_dir() and not (path / "manifest.json").exists():
+    if places.is_unfinished_at(path):
         with tempfile.TemporaryDirectory(prefix="uhr-report-") as folder:
             rows = load_object(UNFINISHED or "", "reader of unfinished runs")(path, Path(folder))
-            console.say(console.shown(write_report(rows, out or path / REPORT)))
+            beside = f"{path}/{REPORT}" if isinstance(path, str) else path / REPORT
+            console.say(console.shown(write_report(rows, out or beside)))
         return
     manifest = Manifest.open(path)
     beside = f"{manifest.name}/{REPORT}" if in_store(manifest.name) else manifest.path / REPORT

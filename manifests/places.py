@@ -32,6 +32,9 @@ from uhr.manifests.info import (
 from uhr.manifests.parts import JOURNAL, LAYOUT, PIXELS, PREVIEWS, SAMPLES
 
 _CACHE = "manifests"
+UNITS = "units"
+"""The folder of the units of a run, beside the manifest that it will write."""
+
 _PLACE = "place"
 """The file beside a copy that has the address of the manifest."""
 
@@ -139,6 +142,8 @@ def info_at(place: Path | str) -> ManifestInfo:
 
 def _committed(store: ObjectStore) -> bytes:
     data = store.read(FILE)
+    if data is None and store.exists(f"{UNITS}/plan.json"):
+        raise UserError(f"{store.text} contains an unfinished run", "repeat the same command: it resumes")
     if data is None:
         raise UserError(f"no manifest at {store.text}", "name the prefix that the manifest was written to")
     return data
@@ -149,6 +154,14 @@ def is_manifest_at(place: Path | str) -> bool:
     if in_store(place):
         return ObjectStore(place).exists(FILE)
     return is_manifest(_folder(place))
+
+
+def is_unfinished_at(place: Path | str) -> bool:
+    """Whether there are the units of a run at a path or an address, and no manifest."""
+    if not in_store(place):
+        return (_folder(place) / UNITS).is_dir() and not (_folder(place) / FILE).exists()
+    store = ObjectStore(place)
+    return not store.exists(FILE) and store.exists(f"{UNITS}/plan.json")
 
 
 def _folder(place: Path | str) -> Path:

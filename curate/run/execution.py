@@ -28,6 +28,7 @@ from uhr.curate.run.scoring import ScoreWork
 from uhr.curate.run.table import SampleTable
 from uhr.curate.run.work import CurateWork
 from uhr.manifests.sources.base import Source
+from uhr.runtime.mirror import shown as shown_place
 from uhr.runtime.pool import InlineRunner, RayRunner
 from uhr.runtime.units import Limits, PlanMismatch, Runner, Segment, UnitPlan, run_tasks
 
@@ -161,7 +162,8 @@ class _Run:
             run_tasks(units, segments, self._runner, advance, note)
         if shown.undone:
             lanes = ", ".join(each.lane for each in self._lanes) or self._left(units)
-            what = f"the run in {self._folder.parent} is unfinished: {shown.undone:,} rows are left undone"
+            run = f"the run in {shown_place(self._folder)}"
+            what = f"{run} is unfinished: {shown.undone:,} rows are left undone"
             fix = f"when {lanes} can be used, the same command goes on; with --set pause=0 they fail"
             raise Unfinished(f"{what} (paused: {lanes})", fix)
         self._tally = shown.after(self._tally) if number else shown

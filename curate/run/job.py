@@ -34,12 +34,13 @@ from uhr.curate.run.failures import (
     notes_of,
     sidecars_of,
 )
-from uhr.manifests import parts
+from uhr.manifests import parts, places
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import STATED
 from uhr.manifests.selection.tombstones import FORGOTTEN, all_tombstones, living
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
+from uhr.runtime.mirror import shown
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, table_hash
 
@@ -195,7 +196,7 @@ def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
         listing = list_source(request)
     inputs = table_hash(listing.items)
     if request.retry and not request.reuse and is_finished(request.out):
-        raise UserError(f"the run in {request.out} is finished", command_for(request.out))
+        raise UserError(f"the run in {places.shown(request.out)} is finished", command_for(request.out))
     if is_finished(request.out):
         manifest = _check_same_run(request, inputs, command_for)
         return CurationResult(
@@ -213,16 +214,16 @@ def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
 def _check_same_run(request: CurationRequest, inputs: str, command_for: OtherCommand) -> Manifest:
     """Return the manifest in OUT. Raises UserError unless this run would write the same."""
     manifest = Manifest.open(request.out)
-    made = manifest.info.operation
+    made, name = manifest.info.operation, manifest.name
     if made.get("kind") != "curate":
         raise UserError(
-            f"{request.out} contains a manifest of another kind ({made.get('kind')})", "name another folder"
+            f"{name} contains a manifest of another kind ({made.get('kind')})", "name another folder"
         )
     if made.get("fingerprint") != request.plan.fingerprint:
-        raise UserError(f"{request.out} was made with another pipeline", command_for(request.out))
+        raise UserError(f"{name} was made with another pipeline", command_for(request.out))
     if made.get("inputs") != inputs:
         raise UserError(
-            f"the files in {request.source.place} are not those that {request.out} was made from",
+            f"the files in {request.source.place} are not those that {name} was made from",
             command_for(request.out),
         )
     return manifest
@@ -254,7 +255,7 @@ def _do_passes(
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
         )
-        raise UserError(f"the run in {request.out} {changed}", command_for(request.out)) from None
+        raise UserError(f"the run in {shown(folder)} {changed}", command_for(request.out)) from None
 
 
 def run_file(plan: CurationPlan, listing: Listing, inputs: str) -> RunFile:

@@ -77,3 +77,9 @@ class Mirror:
     def remove(self, name: str) -> None:
         """Remove a file from the store."""
         self.store.delete(name)
+
+
+def shown(folder: Path) -> str:
+    """Return where the run is whose units are in `folder`, for messages: an address, if that has a mirror."""
+    mirror = Mirror.of(folder)
+    return str(folder.parent) if mirror is None else mirror.address.rpartition("/")[0]

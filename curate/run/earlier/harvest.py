@@ -41,7 +41,7 @@ from uhr.manifests.sources.stored import Stored
 from uhr.runtime.mirror import Mirror
 from uhr.runtime.units import UnitPlan
 
-UNITS = "units"
+UNITS = places.UNITS
 
 FETCHED = "fetched"
 """The folder in OUT with what a source fetched during the run."""
@@ -89,14 +89,17 @@ def _units_at(out: Path | str) -> Path:
     """Return the folder of the units of an unfinished run; for an address that of a copy, with what is there
     now. Raises UserError if there is no run.
     """
-    units = _copied_units(out) if in_store(out) else Path(out) / UNITS
+    units = units_here(out)
     if not RunFile.exists(units):
         what = "an unfinished run of an earlier version" if units.is_dir() else "no run"
         raise UserError(f"--reuse: {out} contains {what}", "name the folder of a manifest or of a run")
     return units
 
 
-def _copied_units(out: str) -> Path:
+def units_here(out: Path | str) -> Path:
+    """Return the folder for the units of a run; for an address that of a copy, with what is there now."""
+    if not in_store(out):
+        return Path(out) / UNITS
     store = ObjectStore(out)
     units = store.work_folder() / "reuse" / UNITS
     if f"{UNITS}/{RUN_FILE}" in store.names():

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.base.paths import text_path
-from uhr.curate.run.earlier.harvest import UNITS, PartRows
+from uhr.curate.run.earlier.harvest import PartRows, units_here
 from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.rows import PREVIEW, UNDONE, Tally
 from uhr.manifests.manifest import Manifest
@@ -24,13 +24,13 @@ from uhr.runtime.units import UnitPlan
 _ORDER = "uri, source_name, parent_id IS NOT NULL, box"
 
 
-def so_far(out: Path, folder: Path) -> Manifest:
-    """Write the rows of the finished tasks of an unfinished run to `folder`. A row that is not rejected yet
-    counts as kept.
+def so_far(out: Path | str, folder: Path) -> Manifest:
+    """Write the rows of the finished tasks of the unfinished run in a folder or at an address to `folder`. A
+    row that is not rejected yet counts as kept.
 
     Raises UserError if `out` contains no unfinished run, or one that has no row yet.
     """
-    units = out / UNITS
+    units = units_here(out)
     if not RunFile.exists(units):
         raise UserError(f"{out} contains no manifest, and no unfinished run that can be read")
     run = RunFile.read(units)

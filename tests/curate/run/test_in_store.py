@@ -69,10 +69,25 @@ def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_tha
     assert status["faults"] == {"truncated": 1}
     assert status["segments"][0]["tasks"] == 3
 
+    code, printed, errors = uhr("manifest", "report", out)
+    assert (code, printed.strip()) == (0, f"{out}/report.html"), errors
+    page = boto3.client("s3").get_object(Bucket=s3.bucket, Key="out/report.html")["Body"].read()
+    assert b"6 rows so far of 6 files" in page
+    code, _, errors = uhr("manifest", "show", out)
+    assert (code, errors) == (
+        1,
+        f"uhr: {out} contains an unfinished run: repeat the same command: it resumes\n",
+    )
+    code, _, errors = curate(None, "--set", "limits.seconds=90")
+    assert code == 1
+    assert errors.splitlines()[-1].startswith(f"uhr: the run in {out} was begun with another pipeline: ")
+
     another_machine(monkeypatch, tmp_path / "other")
     s3.requests.clear()
     code, printed, errors = curate()
     assert code == 0, errors
+    page = boto3.client("s3").get_object(Bucket=s3.bucket, Key="out/report.html")["Body"].read()
+    assert b"rows so far" not in page
     assert not s3.puts("/units/unit-"), "a unit was measured again"
     assert f"manifest  {out}" in printed
     assert {name.partition("/")[0] for name in keys(s3)} == {
@@ -96,6 +111,35 @@ def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_tha
     assert code == 0, errors
     assert json.loads(printed)["reused"]["header"] == 6
     assert "truncated.jpg" in uhr("curate", "explain", out, "truncated.jpg")[1]
+
+
+def test_no_credential_is_in_what_a_run_writes_or_says(curate, s3, monkeypatch, tmp_path):
+    secret = "secret-4711"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    printed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        printed.append(curate())
+        assert any(name.startswith("units/") for name in keys(s3))
+    client = boto3.client("s3")
+
+    def written() -> list[bytes]:
+        names = [f"out/{name}" for name in keys(s3)]
+        stored = [client.get_object(Bucket=s3.bucket, Key=name)["Body"].read() for name in names]
+        return stored + [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+
+    unfinished = written()
+    printed.append(curate())
+    s3.fault = lambda method, path: 403
+    printed.append(curate())
+    s3.fault = lambda method, path: None
+    assert [code for code, _, _ in printed] == [130, 0, 1]
+    assert "access is denied" in printed[2][2]
+    files = [*unfinished, *written()]
+    assert len(files) > 20
+    assert not [data for data in files if secret.encode() in data]
+    assert secret not in "".join(out + errors for _, out, errors in printed)
 
 
 def test_a_run_killed_after_its_commit_only_clears_up(curate, s3, monkeypatch, tmp_path):
