@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +13,14 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.base.paths import anywhere, in_store, local
+from uhr.base.paths import anywhere, in_store
 
 app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
 
-def _place(name: str, metavar: str, help: str, parser: Callable[[str], Any] = anywhere) -> Any:
-    """Return the option `name` for a place; `parser` makes its parser from its name."""
-    return typer.Option(name, parser=parser(name), metavar=metavar, help=help)
+def _place(name: str, metavar: str, help: str) -> Any:
+    """Return the option `name` for a path or an address."""
+    return typer.Option(name, parser=anywhere(name), metavar=metavar, help=help)
 
 
 Folder = Annotated[
@@ -414,11 +414,11 @@ def browse(
     path: Folder,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is a free one.")] = 0,
     into: Annotated[
-        Path | None, _place("--into", "DIR", "Folder for new manifests; default beside M.", local)
+        Any, _place("--into", "DIR", "Folder or s3:// address for new manifests; default beside M.")
     ] = None,
     reviews: Annotated[
-        Path | None,
-        _place("--reviews", "FILE", "Journal of reviews; default M-reviews.jsonl beside M.", local),
+        Any,
+        _place("--reviews", "FILE", "Journal of reviews, also s3://; default M-reviews.jsonl beside M."),
     ] = None,
     materialise: Annotated[
         Literal["rows", "none"],
@@ -429,18 +429,16 @@ def browse(
     """Serve a page on this machine to filter, sort, look at and review all rows, until Ctrl-C."""
     from uhr.manifests.browse.reviews import Journal
     from uhr.manifests.browse.server import BrowseServer
-    from uhr.manifests.browse.session import Session, short_name
+    from uhr.manifests.browse.session import Session, beside, place_text, short_name
     from uhr.manifests.manifest import Manifest
 
     assert EXPLAINER is not None, "uhr.cli names it"
     manifest = Manifest.open(path)
-    # nothing can be kept beside a manifest in a store: the working folder, then
-    beside = Path.cwd() if in_store(manifest.name) else manifest.path.resolve().parent
-    journal = Journal(reviews or beside / f"{short_name(manifest)}-reviews.jsonl", manifest)
-    into = into or beside
+    journal = Journal(reviews or beside(manifest, f"{short_name(manifest)}-reviews.jsonl"), manifest)
+    into = into or beside(manifest)
     session = Session(manifest, into, journal, load_object(EXPLAINER, "explainer"), materialise)
     with BrowseServer(session, port) as server:
-        facts = {"url": server.url, "reviews": str(journal.file), "into": str(into)}
+        facts = {"url": server.url, "reviews": journal.place, "into": place_text(into)}
         console.emit(facts, as_json, lambda _: console.say(f"{server.url}  (Ctrl-C ends it)"))
         try:
             server.serve_forever(poll_interval=0.2)

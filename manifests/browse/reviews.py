@@ -1,6 +1,6 @@
 """Reviews by hand: a journal beside the manifest, and the manifest that has them as columns.
 
-A manifest never changes. While people review, each decision is a line of JSON in a journal, which is on disk
+A manifest never changes. While people review, each decision is a line of JSON in a journal, which is stored
 before the page shows it; later lines of a sample replace earlier ones. `write` makes the manifest with the
 columns of `schema.REVIEW`. No status changes: a slice chooses by `review`.
 """
@@ -8,9 +8,7 @@ columns of `schema.REVIEW`. No status changes: a slice chooses by `review`.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,17 +23,15 @@ from pydantic import Field, model_validator
 from uhr.base import parquet
 from uhr.base.config import Config, Text, build
 from uhr.base.console import Advance
-from uhr.base.errors import UserError, one_line
-from uhr.base.files import saving, sync
+from uhr.base.errors import UserError
 from uhr.manifests import places
+from uhr.manifests.browse.journal_file import FIX, journal_file
 from uhr.manifests.info import Parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_GROUP_ROWS
 from uhr.manifests.schema import REVIEW
 from uhr.manifests.selection.reference import with_added
 from uhr.manifests.writer import Provenance, write_manifest
-
-_FIX = "name another file with --reviews"
 
 Short = Annotated[Text, Field(max_length=200)]
 
@@ -75,97 +71,62 @@ def now() -> str:
 
 
 class Journal:
-    """The reviews of a manifest in a file, which is made with the first of them. For several threads.
+    """The reviews of a manifest in a file, at a path or an address, which is made with the first of them. For
+    several threads.
 
     The file may be of the manifest before samples were forgotten: the reviews of these are left out. One
     process writes to it at a time. `version` grows with each addition, and is 0 without reviews. Raises
     UserError if the file is of another manifest, or is no journal.
     """
 
-    def __init__(self, file: Path, manifest: Manifest) -> None:
-        self.file, self._manifest = file, manifest
+    def __init__(self, place: Path | str, manifest: Manifest) -> None:
+        self._file, self._manifest = journal_file(place), manifest
         self._lock = threading.Lock()
-        self._handle: int | None = None
         self.reviews: dict[str, Review] = {}
         self.version = 0
-        self._size = self._end = 0
-        if file.exists():
-            self._load()
+        self._load()
+
+    @property
+    def place(self) -> str:
+        """The path or address of the file."""
+        return self._file.text
 
     def _load(self) -> None:
-        """Read the reviews up to the end of the last whole line: one that was cut by a crash is left out."""
-        try:
-            data = self.file.read_bytes()
-        except OSError as error:
-            raise UserError(f"--reviews {self.file} cannot be read ({one_line(error)})", _FIX) from None
-        self._size, self._end = len(data), data.rfind(b"\n") + 1
-        for number, line in enumerate(data[: self._end].splitlines(), 1):
-            where = f"--reviews {self.file}, line {number}"
+        for number, line in enumerate(self._file.lines.splitlines(), 1):
+            where = f"--reviews {self.place}, line {number}"
             try:
                 tree = json.loads(line)
             except (ValueError, RecursionError):
                 tree = None
             if not isinstance(tree, dict):
-                raise UserError(f"{where}: this is no review", _FIX)
+                raise UserError(f"{where}: this is no review", FIX)
             if number == 1:
                 before = {each.before for each in self._manifest.info.redactions}
                 if tree.get("reviews_of") not in {self._manifest.id, *before}:
-                    raise UserError(
-                        f"{where}: the file is not of the manifest {self._manifest.id[:16]}", _FIX
-                    )
+                    raise UserError(f"{where}: the file is not of the manifest {self._manifest.id[:16]}", FIX)
                 continue
-            self._keep(build(Review, tree, where))
+            review = build(Review, tree, where)
+            self.reviews[review.sample_id] = review
         if self._manifest.info.redactions:
             present = _present(self._manifest, self.reviews)
             self.reviews = {name: self.reviews[name] for name in self.reviews if name in present}
         self.version = 1 if self.reviews else 0
 
-    def _keep(self, review: Review) -> None:
-        self.reviews[review.sample_id] = review
-
     def add(self, reviews: Sequence[Review]) -> None:
-        """Add reviews; they are on disk when this returns. Raises UserError if they cannot be written."""
-        with self._lock, saving(self.file, f"free space there, or {_FIX}"):
-            handle = self._opened()
+        """Add reviews; they are stored when this returns. Raises UserError if they cannot be written."""
+        with self._lock:
             lines = [review.model_dump_json(exclude_defaults=True) for review in reviews]
-            if self._end == 0:
+            if self._file.is_empty:
                 lines.insert(0, json.dumps({"reviews_of": self._manifest.id}))
-            data = "".join(f"{line}\n" for line in lines).encode()
-            try:
-                os.ftruncate(handle, self._end)
-                written = 0
-                while written < len(data):
-                    written += os.pwrite(handle, data[written:], self._end + written)
-                os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, self._end)
-                raise
-            self._end += len(data)
+            self._file.append("".join(f"{line}\n" for line in lines).encode())
             # another object: threads that read the one before see no change
             self.reviews = self.reviews | {review.sample_id: review for review in reviews}
             self.version += 1
 
-    def _opened(self) -> int:
-        if self._handle is None:
-            handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                raise UserError(f"another browser is writing reviews to {self.file}", "close it") from None
-            if os.fstat(handle).st_size != self._size:
-                os.close(handle)
-                raise UserError(f"{self.file} has changed since it was read", "start the browser again")
-            self._handle = handle
-            sync(self.file.parent)
-        return self._handle
-
     def close(self) -> None:
         """Let another process write."""
         with self._lock:
-            if self._handle is not None:
-                os.close(self._handle)
-                self._handle = None
+            self._file.close()
 
 
 def _present(manifest: Manifest, ids: Iterable[str]) -> frozenset[str]:
@@ -179,9 +140,15 @@ def _present(manifest: Manifest, ids: Iterable[str]) -> frozenset[str]:
 
 
 def write(
-    manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Advance, *, by_reference: bool = False
+    manifest: Manifest,
+    reviews: Sequence[Review],
+    out: Path | str,
+    advance: Advance,
+    *,
+    by_reference: bool = False,
 ) -> Manifest:
-    """Write a manifest of all rows of `manifest` with the columns of these reviews to the folder `out`.
+    """Write a manifest of all rows of `manifest` with the columns of these reviews to `out`, a folder or an
+    address.
 
     by_reference: whether it has these columns alone, and reads all others from `manifest`.
 
@@ -203,7 +170,8 @@ def write(
         shown = manifest.with_previews
         previews = _previews(shown) if shown.info.previews and not by_reference else None
         parent = manifest if by_reference else None
-        return write_manifest(folder, schema, _counted(batches, advance), provenance, previews, parent)
+        write_manifest(folder, schema, _counted(batches, advance), provenance, previews, parent)
+    return Manifest.open(out)
 
 
 def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:

@@ -19,6 +19,7 @@ from uhr.base.console import command, progress
 from uhr.base.errors import UserError
 from uhr.base.files import finite
 from uhr.base.formatting import first_words
+from uhr.base.paths import in_store, is_url
 from uhr.manifests import places
 from uhr.manifests.browse.filters import Filter
 from uhr.manifests.browse.ranges import Ranges
@@ -101,7 +102,7 @@ class Session:
 
     Args:
         manifest: what is shown.
-        into: the folder for new manifests.
+        into: the folder or prefix for new manifests.
         journal: the reviews.
         explain: a function of a manifest and a row that returns its verdict, columns and rules.
         materialise: what is written of a new manifest; with none it is by reference to this one.
@@ -110,7 +111,7 @@ class Session:
     def __init__(
         self,
         manifest: Manifest,
-        into: Path,
+        into: Path | str,
         journal: Journal,
         explain: Explain,
         materialise: Literal["rows", "none"] = "rows",
@@ -141,7 +142,7 @@ class Session:
             "sortable": self._views.sortable,
             "numeric": self._ranges.columns,
             "ranges": self._ranges.suggested,
-            "into": str(self.into.resolve()),
+            "into": place_text(self.into),
             "user": _user(),
             "reviews": self.review_facts(),
         }
@@ -150,8 +151,8 @@ class Session:
         """Return the number of reviews, their version, the tags in use, and where they are kept."""
         reviews = self._current()
         tags = sorted({tag for review in reviews for tag in review.tags})
-        file = str(self.journal.file.resolve())
-        return {"count": len(reviews), "version": self.journal.version, "tags": tags, "file": file}
+        place = self.journal.place
+        return {"count": len(reviews), "version": self.journal.version, "tags": tags, "file": place}
 
     def _current(self) -> list[Review]:
         return list(self.journal.reviews.values())
@@ -295,7 +296,7 @@ class Session:
 
     @contextmanager
     def _new(self, name: str) -> Any:
-        """Yield the folder of a new manifest, and what its writer calls. One is written at a time."""
+        """Yield the place of a new manifest, and what its writer calls. One is written at a time."""
         if _NAME.fullmatch(name.strip()) is None:
             raise UserError(f"'{name}' is no name of a folder", "use letters, digits, - and _")
         if not self._writing.acquire(blocking=False):
@@ -308,7 +309,8 @@ class Session:
                         raise Stopped
                     advance(n, note)
 
-                yield self.into / name.strip(), step
+                into, name = self.into, name.strip()
+                yield f"{into}/{name}" if in_store(into) else Path(into) / name, step
         finally:
             self._writing.release()
 
@@ -333,6 +335,20 @@ def _user() -> str:
         return ""
 
 
+def beside(manifest: Manifest, *names: str) -> Path | str:
+    """The place of a file or folder beside a manifest; the working folder if that is a whole bucket."""
+    home = places.place_of(manifest.path)
+    if in_store(home):
+        prefix = home.rpartition("/")[0]
+        return "/".join([prefix, *names]) if is_url(prefix) else Path.cwd().joinpath(*names)
+    return manifest.path.resolve().parent.joinpath(*names)
+
+
+def place_text(place: Path | str) -> str:
+    """A place of new manifests, for people: an absolute path, or an address."""
+    return place if in_store(place) else str(Path(place).resolve())
+
+
 def _made(manifest: Manifest) -> dict[str, Any]:
-    path = manifest.path.resolve()
-    return {"path": str(path), "id": manifest.id, "counts": manifest.info.counts}
+    path = place_text(places.shown(manifest.path))
+    return {"path": path, "id": manifest.id, "counts": manifest.info.counts}

@@ -87,13 +87,13 @@ def open_store(text: str) -> Store:
     return ObjectStore(text) if is_url(text) else FolderStore(text)
 
 
-def file_in_store(text: str, example: str) -> tuple[ObjectStore, str]:
+def file_in_store(text: str, example: str, option: str = "--out") -> tuple[ObjectStore, str]:
     """The store and the name of the file at an address. Raises UserError if it names only a bucket (the fix
-    names `s3://bucket/EXAMPLE`), or if the protocol is unknown.
+    names `s3://bucket/EXAMPLE`), or if the protocol is unknown. `option` is how a command line names it.
     """
     prefix, _, name = text.rpartition("/")
     if not is_url(prefix):
-        raise UserError(f"--out {text} names no file in a bucket", f"write it as s3://bucket/{example}")
+        raise UserError(f"{option} {text} names no file in a bucket", f"write it as s3://bucket/{example}")
     return ObjectStore(prefix), name
 
 

@@ -35,12 +35,15 @@ def image_fixture() -> Callable[..., bytes]:
 
 @pytest.fixture
 def open_session() -> Iterator[Callable[[Manifest], Session]]:
-    """A session of a manifest; new manifests and the journal are beside it. Closed at the end."""
+    """A session of a manifest; new manifests and the journal are in `into`, by default beside it. Closed at
+    the end.
+    """
     made: list[Session] = []
 
-    def opened(manifest: Manifest, **changes: Any) -> Session:
-        file = manifest.path.with_name(f"{manifest.path.name}-reviews.jsonl")
-        made.append(Session(manifest, manifest.path.parent, Journal(file, manifest), explain_row, **changes))
+    def opened(manifest: Manifest, into: Path | None = None) -> Session:
+        into = into or manifest.path.parent
+        file = into / f"{manifest.path.name}-reviews.jsonl"
+        made.append(Session(manifest, into, Journal(file, manifest), explain_row))
         return made[-1]
 
     yield opened

@@ -63,10 +63,7 @@ def server(
     serve: Callable[..., BrowseServer],
 ) -> BrowseServer:
     """New manifests are in `tmp_path`."""
-    session = open_session(pictured)
-    session.into = tmp_path
-    session.journal.file = tmp_path / "reviews.jsonl"
-    return serve(session)
+    return serve(open_session(pictured, into=tmp_path))
 
 
 @pytest.fixture

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.base.store import ObjectStore
+from uhr.curate.explain import explain_row
+from uhr.manifests.browse.filters import Filter
 from uhr.manifests.browse.reviews import Journal, Review, write
+from uhr.manifests.browse.session import Decision, Saving, Session, beside, short_name
 from uhr.manifests.forget import job
 from uhr.manifests.forget.targets import ForgetRequest
 from uhr.manifests.lineage import summary
@@ -198,3 +202,81 @@ def test_the_columns_are_described(manifest: Manifest, tmp_path: Path) -> None:
     made = write(manifest, [review(manifest, 3)], tmp_path / "new", nothing)
     meanings: dict[str, Callable[[], str] | str] = {column.name: column.meaning for column in made.columns}
     assert all(meanings[f"review{name}"] for name in ("", "_tags", "_by", "_time", "_reason"))
+
+
+def test_the_journal_in_a_bucket_is_one_browser_at_a_time(
+    manifest: Manifest, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"s3://{s3.bucket}/sets/set-reviews.jsonl"
+    first, second = Journal(place, manifest), Journal(place, manifest)
+    assert s3.puts("") == []
+    first.add([review(manifest, 3)])
+    with pytest.raises(UserError, match=f"{place} has changed since it was read: start the browser again"):
+        second.add([review(manifest, 4)])
+    assert second.reviews == {}
+    first.add([review(manifest, 3, verdict="rejected", reason="blurred"), review(manifest, 5)])
+    third = Journal(place, manifest)
+    assert third.reviews == first.reviews
+    assert [one.verdict for one in third.reviews.values()] == ["rejected", "accepted"]
+    with pytest.raises(UserError, match="has changed since it was read"):
+        second.add([review(manifest, 4)])
+    third.add([review(manifest, 6)])
+    with pytest.raises(UserError, match="has changed since it was read"):
+        first.add([review(manifest, 7)])
+    # an answer that is lost, and the request tried again: it is this browser's own
+    put, lost = ObjectStore.replace, []
+
+    def twice(self: ObjectStore, name: str, data: bytes, version: str) -> str | None:
+        lost.append(put(self, name, data, version))
+        return put(self, name, data, version)
+
+    monkeypatch.setattr(ObjectStore, "replace", twice)
+    third.add([review(manifest, 7)])
+    assert lost != [None]
+    assert len(Journal(place, manifest).reviews) == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("s3://no-such-bucket-here/reviews.jsonl", "no such bucket"),
+        ("s3://bucket", "--reviews s3://bucket names no file in a bucket: write it as s3://bucket/reviews"),
+    ],
+)
+def test_an_address_that_takes_no_journal_is_one_line(
+    manifest: Manifest, s3: Any, place: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        Journal(place, manifest).add([review(manifest, 3)])
+
+
+def test_what_browse_writes_on_a_manifest_in_a_bucket_is_beside_it(
+    manifest: Manifest, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"s3://{s3.bucket}/sets/a"
+    slice_manifest(manifest, address, SliceOptions(status="any"))
+    there = Manifest.open(address)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    journal = Journal(beside(there, f"{short_name(there)}-reviews.jsonl"), there)
+    session = Session(there, beside(there), journal, explain_row)
+    assert (session.facts()["into"], session.review_facts()["file"]) == (
+        *(f"s3://{s3.bucket}/sets", f"s3://{s3.bucket}/sets/a-reviews.jsonl"),
+    )
+    decision = {"positions": (3,), "verdict": "accepted", "name": "Ada", "reason": "sharp"}
+    session.review(Decision.model_validate(decision))
+    made = session.save_reviews(Saving(name="a-reviewed"))
+    assert made["path"] == f"s3://{s3.bucket}/sets/a-reviewed"
+    cut = session.save_slice(Saving(name="cut", filter=Filter(where="entropy >= 7")))
+    assert cut["path"] == f"s3://{s3.bucket}/sets/cut"
+    session.close()
+    for name, rows in (("a-reviewed", 100), ("cut", cut["counts"]["rows"])):
+        assert not verify(f"s3://{s3.bucket}/sets/{name}").faults
+        assert Manifest.open(f"s3://{s3.bucket}/sets/{name}").info.counts["rows"] == rows
+    reviewed = Manifest.open(f"s3://{s3.bucket}/sets/a-reviewed").table(
+        ["review"], where="review is not null"
+    )
+    assert reviewed["review"].to_pylist() == ["accepted"]
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(UserError, match="already contains a manifest"):
+        session.save_reviews(Saving(name="cut"))

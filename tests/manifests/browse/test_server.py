@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_command_at_once(
         process.kill()
 
 
-def test_a_manifest_in_a_store_is_browsed_with_its_reviews_in_the_working_folder(
+def test_a_manifest_in_a_store_is_browsed_with_its_reviews_beside_it_or_elsewhere(
     s3: Any,
     manifest: Manifest,
     tmp_path: Path,
@@ -235,11 +235,12 @@ def test_a_manifest_in_a_store_is_browsed_with_its_reviews_in_the_working_folder
 
     monkeypatch.setattr(BrowseServer, "serve_forever", serve_forever)
     monkeypatch.chdir(tmp_path)
-    assert main(["manifest", "browse", address, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["reviews"] == str(tmp_path / "a slice-reviews.jsonl")
-    assert found["into"] == str(tmp_path)
-    (page,) = pages
+    there, here = f"s3://{s3.bucket}/sets", str(tmp_path)
+    for options, into in (([], there), (["--into", ".", "--reviews", "a slice-reviews.jsonl"], here)):
+        assert main(["manifest", "browse", address, "--json", *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["into"], found["reviews"]) == (into, f"{into}/a slice-reviews.jsonl")
+    page = pages[0]
     assert (page["name"], page["path"], page["total"]) == ("a slice", address, 100)
     assert address in page["command"]
     assert page["jpeg"].startswith(b"\xff\xd8")
