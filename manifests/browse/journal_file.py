@@ -106,7 +106,7 @@ class _File(JournalFile):
 
 class _Object(JournalFile):
     """An object that is written as a whole, on the condition that nobody else has written it since: of two
-    browsers the second is told to start again.
+    browsers the second has to start again.
     """
 
     def __init__(self, address: str) -> None:

@@ -2,9 +2,10 @@
 order.
 
 Each step is a query over the rows that the step before has left, in a temporary table of the columns that
-the steps read. Whether a row is drawn, and its split, depend only on (seed, sample_id) and on which rows are
-left: not on row order, the number of parts or the machine. A sample of N + 1 rows contains the sample of N
-rows with the same seed, with --stratify and --balance too. A row stays in its split when the set grows.
+the steps read. Whether a row is drawn depends only on (seed, sample_id) and on which rows are left, its split
+on (seed, content_hash) and those of its duplicates (`families`): not on row order, the number of parts or the
+machine. A sample of N + 1 rows contains the sample of N rows with the same seed, with --stratify and
+--balance too. A row stays in its split when the set grows, unless a near-duplicate of it comes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 from uhr.base.console import warn
 from uhr.base.errors import UserError, unknown
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.selection import families
 from uhr.manifests.selection.embeddings import Vectors, covering, nearest
 from uhr.manifests.selection.options import Similar, SliceOptions, Top, check_shares
 from uhr.manifests.sql import SqlCondition, finite_column, quoted
@@ -105,7 +107,7 @@ def _check(schema: pa.Schema, options: SliceOptions, where: str) -> None:
 class _Steps:
     """The tables `live0`, `live1`, ...: after each step those rows that are left.
 
-    Columns: `position` among all rows, `sample_id`, `family` (the id by which a row is split), and `c0`,
+    Columns: `position` among all rows, `sample_id`, `family` (the name by which a row is split), and `c0`,
     `c1`, ... which the steps read; `_column` says which of them is which.
     """
 
@@ -157,22 +159,10 @@ class _Steps:
         return finite_column(name) if floating else quoted(name)
 
     def _family(self) -> list[str]:
-        """Patches are split with their parent, and exact copies by their group, so that no image is in two
-        splits.
-        """
+        """Return SQL for the name by which a row is split: no image is in two splits."""
         if not self._options.split:
             return []
-        names = self._parent.schema.names
-        own = [name for name in ("dup_group", "parent_id") if name in names]
-        if len(own) == 2:
-            # the copies of a parent are those of its patches too
-            self._connection.execute(
-                """CREATE TEMP TABLE groups AS
-                   SELECT sample_id AS member, any_value(dup_group) AS of_parent FROM samples
-                   WHERE parent_id IS NULL AND dup_group IS NOT NULL GROUP BY sample_id"""
-            )
-            own.insert(0, "(SELECT of_parent FROM groups WHERE member = parent_id)")
-        return [f"coalesce({', '.join([*own, 'sample_id'])}) AS family"]
+        return [f"{families.make(self._connection, self._parent.schema.names, 'families')} AS family"]
 
     def top(self, top: Top) -> None:
         """Keep the rows with the highest values; rows without a value are left out, ties go by sample_id."""

@@ -122,7 +122,10 @@ class _Hidden(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
-    """Open Parquet files of one schema as one Arrow dataset, in their order, while the block runs."""
+    """Open Parquet files of one schema as one Arrow dataset, in their order, while the block runs.
+
+    Two readers at a time disturb each other: a query must not read it in two branches of a union.
+    """
     with contextlib.ExitStack() as files:
         with _without_pandas():
             import pyarrow.dataset as ds

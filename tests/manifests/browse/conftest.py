@@ -40,10 +40,10 @@ def open_session() -> Iterator[Callable[[Manifest], Session]]:
     """
     made: list[Session] = []
 
-    def opened(manifest: Manifest, into: Path | None = None) -> Session:
+    def opened(manifest: Manifest, into: Path | None = None, **changes: Any) -> Session:
         into = into or manifest.path.parent
         file = into / f"{manifest.path.name}-reviews.jsonl"
-        made.append(Session(manifest, into, Journal(file, manifest), explain_row))
+        made.append(Session(manifest, into, Journal(file, manifest), explain_row, **changes))
         return made[-1]
 
     yield opened

@@ -84,10 +84,10 @@ def test_samples_and_splits_are_those_of_the_hashes(seed: int, parent: Manifest)
     kept = parent.table(["sample_id"], where="status = 'kept'")["sample_id"].to_pylist()
     with tempfile.TemporaryDirectory() as folder:
         made = _slice(parent, folder, sample=50, split={"train": 0.7, "val": 0.3}, seed=seed)
-        rows = made.table(["sample_id", "split"]).to_pylist()
+        rows = made.table(["sample_id", "content_hash", "split"]).to_pylist()
     assert {r["sample_id"] for r in rows} == set(sorted(kept, key=lambda s: key("sample", s))[:50])
     for row in rows:
-        draw = (key("split", row["sample_id"]) >> 11) / 2**53
+        draw = (key("split", row["content_hash"]) >> 11) / 2**53
         assert row["split"] == ("train" if draw < 0.7 else "val")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 import uhr.manifests
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import Column, schema_of
 from uhr.manifests.selection.options import SliceOptions, Top, parse_columns, parse_top
 from uhr.manifests.selection.select import select
+
+from ..conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]
@@ -206,6 +211,67 @@ def test_exact_copies_and_their_patches_are_in_one_split(make: Make, make_row: R
         sides.setdefault(whole["dup_group"] or whole["sample_id"], set()).add(side)
     assert all(len(found) == 1 for found in sides.values())
     assert len({side for found in sides.values() for side in found}) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_are_linked_in_any_way_are_in_one_split(
+    seed: int, make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    """By equal bytes, by a group of duplicates of any kind, as patches, and by chains of these."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    random = np.random.default_rng(seed)
+    groups = ("dup_group", "near_group", "semantic_group")
+    rows = []
+    for number in range(150):
+        changes = {name: f"{random.integers(400):032x}" for name in groups if random.random() < 0.3}
+        changes["content_hash"] = f"{random.integers(1000):064x}" if number % 7 else None
+        rows.append(make_row(number, **KEPT, **changes))
+    for whole in rows[::10]:
+        patch = {"sample_id": f"{int(whole['sample_id'], 16) ^ 1:032x}", "parent_id": whole["sample_id"]}
+        rows.append(whole | patch | {"box": [0, 0, 8, 8], "near_group": f"{random.integers(400):032x}"})
+    rows.sort(key=lambda row: (row["uri"], row["sample_id"]))
+    links = [
+        {f"{name}{row[name]}" for name in ("content_hash", *groups) if row.get(name)}
+        | {f"image{row.get('parent_id') or row['sample_id']}"}
+        for row in rows
+    ]
+    names = sorted(set().union(*links))
+    pairs = np.array([(n, names.index(link)) for n, own in enumerate(links) for link in own])
+    matrix = coo_matrix((np.ones(len(pairs)), pairs.T), (len(rows), len(names))).tocsr()
+    _, component = connected_components(matrix @ matrix.T, directed=False)
+
+    schema = schema_of([*(c for c in COLUMNS.values() if c.name != "split"), *map(_group, groups[1:])])
+    whole = make(tmp_path / "set", rows, schema=schema)
+    shares = {"a": 0.5, "b": 0.5}
+    found = select(whole, SliceOptions(split=shares))
+    assert found.splits is not None
+    sides = np.array(found.splits.to_pylist())
+    assert {len(set(sides[component == each])) for each in set(component)} == {1}
+    assert 0.2 < (sides == "a").mean() < 0.8
+    # of some of the rows too, where the rows that link them are not chosen
+    some = select(whole, SliceOptions(split=shares, where="width is not null and height % 3 > 0"))
+    assert some.splits is not None
+    assert some.splits.to_pylist() == sides[some.positions].tolist()
+
+
+def test_a_row_stays_in_its_split_when_copies_of_it_are_added(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    rows = [make_row(number, **KEPT) for number in range(60) if number % 10 < 9]
+    copies = [row | {"uri": f"a/{n:02d}", "sample_id": f"{n:032x}"} for n, row in enumerate(rows)]
+    more = [row | {"dup_group": row["content_hash"]} for row in (*copies, *rows)]
+    sides = []
+    for name, each in (("one", rows), ("two", more)):
+        found = select(make(tmp_path / name, each), SliceOptions(split={"a": 0.5, "b": 0.5}))
+        assert found.splits is not None
+        sides.append(dict(zip(found.ids.to_pylist(), found.splits.to_pylist(), strict=True)))
+    assert {sample: sides[1][sample] for sample in sides[0]} == sides[0]
+
+
+def _group(name: str) -> Column:
+    return Column(name, pa.string(), "a group of images")
 
 
 def test_a_slice_in_python_is_the_slice_of_its_options(parent: Manifest, tmp_path: Path) -> None:
