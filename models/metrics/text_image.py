@@ -70,9 +70,11 @@ class ClipScore(_OfPrompt):
 
     def __init__(self, model: Any, name: str, convention: Convention) -> None:
         self._model, self._convention = model, convention
+        # which prefix a prompt has is part of the name, as are backbone and scale
+        prefix = "/" + PREFIX.strip().lower().replace(" ", "-") if convention == "w2.5" else ""
         library = "open_clip_torch" if hasattr(model, "view") else "transformers"
         super().__init__(
-            f"clip-score/{name}/{convention}",
+            f"clip-score/{name}/{convention}{prefix}",
             "[-1, 1]" if convention == "cosine" else ">= 0",
             weights={"weights": model.weights_hash},
             packages=("torch", "pillow", library),

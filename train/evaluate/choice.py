@@ -21,6 +21,9 @@ from uhr.train.evaluate.scoring.work import ChosenMetric
 FEWEST = 50
 """With fewer images than this, distances of distributions are dominated by the size of the sample."""
 
+MOST_REASONS = 3
+"""Reasons that an error states."""
+
 Options = Mapping[str, Mapping[str, Any]]
 """By the name of a metric in the protocol: options that the user gave, which name weights."""
 
@@ -178,8 +181,9 @@ def _read_sizes(references: References, sizes: dict[str, tuple[int, int]]) -> No
 def _report(left: Sequence[MissingMetric], count: int, allow_missing: bool) -> None:
     """Warn of metrics that are left out. Raises UserError if that is not allowed, or if none is left."""
     if left and not allow_missing:
-        reasons = "; ".join(f"{each.metric}: {each.reason}" for each in left[:3])
-        more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
+        lines = grouped(left)
+        more = f"; and {len(lines) - MOST_REASONS} more" if len(lines) > MOST_REASONS else ""
+        reasons = "; ".join(lines[:MOST_REASONS])
         what = f"{counted(len(left), 'metric')} of {count} cannot be computed: {reasons}{more}"
         raise UserError(what, "name what they need, or leave them out with --allow-missing")
     if len(left) == count:
@@ -198,28 +202,31 @@ def grouped(missing: Sequence[MissingMetric]) -> list[str]:
 
 
 def _reason(use: MetricUse, options: Mapping[str, Any], references: str | None) -> str | None:
-    """Why a metric cannot be computed; None if it can."""
+    """Everything for which a metric cannot be computed; None if it can."""
     from uhr.models.metrics.registry import metric_class
 
     made: Any = metric_class(use.metric)
-    for option in made.about.weights:
+    found = []
+    for option, get in made.about.weights.items():
         field = made.Options.model_fields[option]
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if options.get(option, default) is None:
             given = f"METRIC.{option}=PATH" if len(made.about.weights) > 1 else "METRIC=PATH"
-            return f"its weights are not named (--weights {given}; `uhr eval metrics` says which)"
-        if isinstance(value := options.get(option), str) and _names_a_file(value):
+            found.append(f"--weights {given}: {get}")
+        elif isinstance(value := options.get(option), str) and _names_a_file(value):
             try:
                 Weights.parse(value)
             except UserError as error:
                 raise UserError(f"--weights {use.name}: {error.what}", error.fix) from None
-    if "reference" not in made.needs:
-        return None
-    if references is None:
-        return "there are no references (--references)"
-    if references != "paired" and not hasattr(made, "compare"):
-        return "it compares each image with a reference of its own, and the references are not paired"
-    return None
+    reasons = [f"its weights are not named ({'; '.join(found)})"] if found else []
+    # what a program or function of the user's own needs is one of its options
+    if "reference" in {*made.needs, *options.get("needs", ())}:
+        if references is None:
+            reasons.append("there are no references (--references)")
+        elif references != "paired" and not hasattr(made, "compare"):
+            of = "it compares each image with a reference of its own"
+            reasons.append(f"{of}, and the references are not paired")
+    return ", and ".join(reasons) or None
 
 
 def _names_a_file(value: str) -> bool:

@@ -1,6 +1,7 @@
 """Metrics are scored in groups, of which one is loaded at a time, and everything is checked before."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,33 @@ def test_a_manifest_and_a_folder_of_the_same_images_are_the_same_references(prot
     assert len({each["references"]["id"] for each in found}) == 1
     assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
     assert uhr("eval", "compare", "from-references", "from-hashed", "from-plain")[0] == 0
+
+
+def test_a_program_of_the_users_own_is_a_metric_of_a_protocol(protocol, folder, score):
+    Path("score.py").write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    given = json.loads(line)\n"
+        "    value = len(given['prompt']) + (given['reference'] is not None)\n"
+        "    print(json.dumps({'scores': {'hpsv3': value}}), flush=True)\n"
+    )
+    options = {
+        "name": "hpsv3",
+        "command": [sys.executable, "score.py"],
+        "columns": {"hpsv3": "higher"},
+        "needs": ["prompt"],
+    }
+    use = {"metric": "command", "label": "hpsv3", "options": options}
+    images = folder("images")
+    code, result, err = score(protocol(metrics=[use]), images, "out")
+    assert code == 0, err
+    prompts = Path("prompts.txt").read_text().splitlines()
+    (column,) = result["metrics"][0]["columns"]
+    assert (column["name"], column["better"]) == ("hpsv3", "higher")
+    assert column["value"] == pytest.approx(np.mean([len(each) for each in prompts]))
+    use["options"] = {**options, "needs": ["prompt", "reference"]}
+    file = protocol(metrics=[use], references={"kind": "paired"})
+    code, _, err = score(file, images, "other")
+    assert (code, "hpsv3: there are no references (--references)" in err) == (1, True), err
+    code, _, err = score(file, images, "other", "--references", folder("references", range(10, 16)))
+    assert code == 0, err

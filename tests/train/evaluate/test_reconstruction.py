@@ -106,7 +106,10 @@ def test_a_stopped_run_makes_only_what_is_missing_and_another_vae_is_refused(ima
     (images / "0002.png").write_bytes((images / "0002.png").read_bytes()[:-500])
     assert "0002.png cannot be used" in vae(images, "o")[2]
     code, _, err = uhr("eval", "vae", images, "--model", tiny_flux, "--out", "all")
-    assert (code, "4 metrics of 6 cannot be computed: lpips: its weights are not named" in err) == (1, True)
+    assert (
+        code,
+        "4 metrics of 6 cannot be computed: lpips, lpips-native: its weights are not named" in err,
+    ) == (1, True)
 
 
 def test_equal_images_have_a_psnr_of_100_db(folder, protocol, score):

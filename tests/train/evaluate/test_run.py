@@ -99,7 +99,8 @@ def test_missing_metrics_are_named_and_left_out_only_on_request(protocol, folder
     code, _, err = score(file, images, "out")
     assert code == 1
     assert (
-        "2 metrics of 3 cannot be computed: weighted: its weights are not named (--weights METRIC=PATH" in err
+        "2 metrics of 3 cannot be computed: weighted: its weights are not named "
+        "(--weights METRIC=PATH: a file of weights, from nowhere); random-frechet: there" in err
     )
     assert "random-frechet: there are no references (--references)" in err
     assert not Path("out").exists()
