@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -82,6 +82,13 @@ def run(
     measure: Annotated[
         int, typer.Option(min=0, metavar="N", help="Files that --dry-run measures, drawn at random.")
     ] = 16,
+    materialise: Annotated[
+        Literal["rows", "none"],
+        typer.Option(
+            metavar="WHAT",
+            help="rows, or none: of a source manifest:M only the columns that M does not have.",
+        ),
+    ] = "rows",
     strict: Annotated[
         bool, typer.Option("--strict", help="A rule that cannot be evaluated is an error.")
     ] = False,
@@ -112,16 +119,16 @@ def run(
         raise UserError("--seed is of --sample", "add --sample N")
     subset = Subset(limit, sample, seed or 0)
     place = out if isinstance(out, str) else None
+    options: dict[str, Any] = {"pool": pool, "subset": subset, "reuse": tuple(reuse or ())}
+    options |= {"retry": tuple(retry or ()), "by_reference": materialise == "none"}
     if dry_run:
         plan, problem = plan_of(config, strict, images.columns)
-        request = CurationRequest(
-            plan, images, Path(out), pool, subset, tuple(reuse or ()), tuple(retry or ())
-        )
+        request = CurationRequest(plan, images, Path(out), **options)
         request.check()
         _dry_run(request, measure, problem, as_json)
         return
     plan = CurationPlan.of(config, strict, images.columns)
-    request = CurationRequest(plan, images, Path(out), pool, subset, tuple(reuse or ()), tuple(retry or ()))
+    request = CurationRequest(plan, images, Path(out), **options)
     arguments = ["curate", "run", pipeline]
     arguments += [] if source is None else ["--source", source]
     arguments += ["--engine", engine]
@@ -129,6 +136,7 @@ def run(
     for name, value in chosen.items():
         arguments += [] if value is None else [f"--{name}", str(value)]
     arguments += ["--strict"] if strict else []
+    arguments += ["--materialise", "none"] if materialise == "none" else []
     arguments += [argument for item in sets or [] for argument in ("--set", item)]
     arguments += [argument for kind in retry or () for argument in ("--retry", kind)]
     arguments += [argument for path in reuse or () for argument in ("--reuse", str(path))]

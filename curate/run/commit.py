@@ -33,6 +33,7 @@ from uhr.manifests import parts as part_files
 from uhr.manifests.info import FILE, Part, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
+from uhr.manifests.selection.reference import of_parent
 from uhr.manifests.selection.tombstones import merged
 from uhr.manifests.sources.base import FetchedFiles, Listing, Source
 from uhr.manifests.sources.stored import Stored, write_pixels
@@ -60,11 +61,13 @@ def commit(
     listing: Listing,
     source: Source,
     operation: dict[str, Any],
+    parent: Manifest | None,
     advance: Advance,
 ) -> Manifest:
     """Write the manifest of a run whose tasks are all finished, and the original bytes that it is to store.
 
-    source: the source during the run. operation: says what was done, as in `Provenance`.
+    source: the source during the run. operation: says what was done, as in `Provenance`. parent: the manifest
+    that the rows come from, where the new one is by reference to it.
     """
     with all_or_nothing(out):
         pixels = _pixels(out, plan, finished, source)
@@ -88,7 +91,10 @@ def commit(
         )
         shown = plan.config.preview and any(each.pixel for each in plan.passes)
         previews = _previews(plan, finished) if shown else None
-        return write_manifest(out, plan.schema, _counted(finished.batches(), advance), provenance, previews)
+        schema, rows = plan.schema, finished.batches()
+        if parent is not None:
+            schema, rows = of_parent(parent, schema, finished.batches, str(out))
+        return write_manifest(out, schema, _counted(rows, advance), provenance, previews, parent)
 
 
 def during_run(source: Source, out: Path, again: bool = False) -> Source:

@@ -40,6 +40,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import STATED
 from uhr.manifests.selection.tombstones import FORGOTTEN, all_tombstones, living
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
+from uhr.manifests.sources.of_manifest import OfManifest
 from uhr.runtime.mirror import shown
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, table_hash
@@ -66,7 +67,8 @@ class CurationRequest:
     """The options of a run: curate `source` into `out` with the pipeline `plan`.
 
     reuse: folders or addresses of manifests and unfinished runs whose results are taken over. retry: kinds of
-    fault whose rows are measured again, of an unfinished run in `out` or of those in `reuse`.
+    fault whose rows are measured again, of an unfinished run in `out` or of those in `reuse`. by_reference:
+    whether the manifest has only the columns whose values `source`, a manifest, does not have.
     """
 
     plan: CurationPlan
@@ -76,9 +78,35 @@ class CurationRequest:
     subset: Subset = field(default_factory=Subset)
     reuse: tuple[Path | str, ...] = ()
     retry: tuple[str, ...] = ()
+    by_reference: bool = False
+
+    def parent(self) -> Manifest | None:
+        """The manifest that the new one reads rows from. Raises UserError if it cannot."""
+        if not self.by_reference:
+            return None
+        whole = "leave --materialise none out"
+        if not isinstance(self.source, OfManifest):
+            raise UserError(
+                "--materialise none: the source is not one manifest", f"add --source manifest:M, or {whole}"
+            )
+        if any(each.expand is not None for each in self.plan.passes):
+            raise UserError(
+                f"--materialise none: {self.plan.config.name} cuts patches, which are new rows", whole
+            )
+        parent = self.source.manifest
+        for name in parent.schema.names:
+            if name not in self.plan.schema.names:
+                raise UserError(
+                    f"--materialise none: {parent.name} has the column {name}, which this run does not write",
+                    whole,
+                )
+        return parent
 
     def check(self) -> None:
-        """Raise UserError if a kind of fault is unknown, or `out` is among the folders to reuse."""
+        """Raise UserError if a kind of fault is unknown, `out` is among the folders to reuse, or the manifest
+        cannot be by reference.
+        """
+        self.parent()
         for kind in self.retry:
             if kind not in KINDS:
                 raise unknown("reason", kind, sorted(KINDS), "--retry")
@@ -221,6 +249,9 @@ def _check_same_run(request: CurationRequest, inputs: str, command_for: OtherCom
         )
     if made.get("fingerprint") != request.plan.fingerprint:
         raise UserError(f"{name} was made with another pipeline", command_for(request.out))
+    if manifest.info.by_reference != request.by_reference:
+        form = "by reference" if manifest.info.by_reference else "with rows of its own"
+        raise UserError(f"{name} was made {form}", command_for(request.out))
     if made.get("inputs") != inputs:
         raise UserError(
             f"the files in {request.source.place} are not those that {name} was made from",
@@ -250,7 +281,7 @@ def _do_passes(
         ):
             # of the run when it was unfinished
             (request.out / parts.REPORT).unlink(missing_ok=True)
-            return commit(request.out, plan, finished, listing, source, operation, advance)
+            return commit(request.out, plan, finished, listing, source, operation, request.parent(), advance)
     except PlanMismatch as mismatch:
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
-from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache
 from uhr.base.paths import in_store, text_path
 from uhr.base.store import ObjectStore
@@ -23,7 +22,7 @@ from uhr.manifests.forget.targets import Targets
 from uhr.manifests.info import ManifestInfo, Parent, Part, Redaction, read_info
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PIXELS, REPORT
-from uhr.manifests.selection.reference import POSITION, parent_of
+from uhr.manifests.selection.reference import POSITION, parent_of, placed
 from uhr.manifests.sources.stored import GROUP_ROWS
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -169,17 +168,9 @@ class Redactor:
         self, manifest: Manifest, rows: Iterator[pa.RecordBatch], parent: Manifest
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows of a manifest by reference with their positions among the rows of the parent now."""
-        ids = pc.SetLookupOptions(parent.table(["sample_id"])["sample_id"].combine_chunks())
         place = manifest.schema.get_field_index(POSITION.name)
-        for batch in rows:
-            found = pc.call_function("index_in", [batch.column("sample_id")], ids)
-            if found.null_count:
-                raise UserError(
-                    f"{manifest.name} refers to {found.null_count:,} rows that its parent {parent.name} does "
-                    "not have",
-                    "remove it, and make it anew afterwards",
-                )
-            yield batch.set_column(place, manifest.schema.field(place), found.cast(pa.int64()))
+        for batch, positions in placed(parent, rows, manifest.name):
+            yield batch.set_column(place, manifest.schema.field(place), pa.array(positions))
 
     def _attachments(self, staged: Path, place: str, info: ManifestInfo, change: Change) -> list[Part]:
         found = []

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.lineage import find_parent
+from uhr.manifests.parts import GROUP_ROWS
 from uhr.manifests.schema import COLUMNS, Column
 
 if TYPE_CHECKING:
@@ -53,8 +56,14 @@ def own_fields(stored: pa.Schema) -> list[pa.Field]:
 
 
 def stored_schema(added: Iterable[pa.Field]) -> pa.Schema:
-    """Return the schema of the parts of a manifest by reference that adds these columns."""
-    return pa.schema([*(column.field() for column in KEYS), *added])
+    """Return the schema of the parts of a manifest by reference that adds these columns. Raises UserError if
+    one of them has the name of a key.
+    """
+    fields = [*(column.field() for column in KEYS), *added]
+    if len({field.name for field in fields}) < len(fields):
+        keys = " or ".join(column.name for column in KEYS)
+        raise UserError(f"a manifest by reference cannot add a column {keys}", "write it with all its rows")
+    return pa.schema(fields)
 
 
 def with_columns(schema: pa.Schema, added: Sequence[pa.Field]) -> pa.Schema:
@@ -111,3 +120,71 @@ def _added(
             columns = [new[n] if n in new else batch.column(n) for n in schema.names]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
         start += batch.num_rows
+
+
+def placed(
+    parent: Manifest, batches: Iterable[pa.RecordBatch], name: str
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Yield the batches, each with the positions of its rows in the parent, by sample id: int64 [rows].
+
+    The rows are in the order of the parent. name: of their manifest, for errors. Raises UserError if the
+    parent does not have a row.
+    """
+    chunks = parent.rows(["sample_id"])
+    chunk, start = next(chunks, None), 0
+    for batch in batches:
+        left, found = batch.column("sample_id"), []
+        while chunk is not None:
+            # of rows in one order, those that a chunk has come first
+            at = pc.call_function("index_in", [left], pc.SetLookupOptions(chunk.column(0)))
+            here = len(at) - at.null_count
+            found.append(at.slice(0, here).fill_null(-1).to_numpy() + start)
+            left = left.slice(here)
+            if not len(left):
+                break
+            start += chunk.num_rows
+            chunk = next(chunks, None)
+        positions = np.concatenate([np.empty(0, np.int64), *found])
+        if len(left) or (len(positions) and positions.min() < 0):
+            raise UserError(
+                f"{name} has rows that its parent {parent.name} does not have",
+                "remove it, and make it anew with rows of its own",
+            )
+        yield batch, positions
+
+
+def of_parent(
+    parent: Manifest, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]], name: str
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return rows of a parent as the parts of a manifest by reference have them, and their schema: without
+    the columns that have the same values there.
+
+    batches: yields the rows, with the columns of `schema`, each time it is called. name, errors: as of
+    `placed`.
+    """
+
+    def rows() -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        tables = (pa.Table.from_batches([batch]).select(schema.names) for batch in batches())
+        regrouped = (table.cast(schema) for table in parquet.regrouped(tables, GROUP_ROWS))
+        return placed(parent, (batch for table in regrouped for batch in table.to_batches()), name)
+
+    same = [f.name for f in schema if f.name != "sample_id" and f.name in parent.schema.names]
+    same = [n for n in same if schema.field(n).equals(parent.schema.field(n), check_metadata=True)]
+    for batch, positions in rows():
+        theirs = list(parent.take(positions, columns=same))
+        same = [
+            n
+            for n in same
+            if pa.chunked_array([batch.column(n)]).equals(
+                pa.chunked_array([t.column(n) for t in theirs], schema.field(n).type)
+            )
+        ]
+    kept = stored_schema(f for f in schema if f.name not in ("sample_id", *same))
+    names = [field.name for field in own_fields(kept)]
+
+    def stored() -> Iterator[pa.RecordBatch]:
+        for batch, positions in rows():
+            columns = [batch.column("sample_id"), pa.array(positions), *(batch.column(n) for n in names)]
+            yield pa.RecordBatch.from_arrays(columns, schema=kept)
+
+    return kept, stored()

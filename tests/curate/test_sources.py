@@ -133,6 +133,50 @@ def test_a_manifest_as_source_gives_its_rows_more_columns(tmp_path, forge, uhr, 
     )
 
 
+def test_a_run_over_a_manifest_writes_only_what_it_adds_by_reference(tmp_path, forge, uhr):
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.verify.verification import verify
+
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        image = forge.encode(forge.image(480 - number, 320, seed=number), "JPEG", quality=90)
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(image)
+    (tmp_path / "in" / "0.txt").write_text("a lake")
+    first, second, cut = tmp_path / "first.yaml", tmp_path / "second.yaml", tmp_path / "cut.yaml"
+    first.write_text("stages: [header, decode, entropy]\nrules: {wide: width >= 478}\n")
+    second.write_text("stages: [header, exposure]\nrules: {odd: width <> 479}\n")
+    patches = "[header, decode, {stage: patches, size: 64}]"
+    cut.write_text(f"stages: {patches}\n")
+    run = ("--engine", "local", "--workers", 0)
+    assert uhr("curate", "run", first, "--source", tmp_path / "in", "--out", tmp_path / "a", *run)[0] == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "a").rglob("*") if file.is_file()}
+    over = ("curate", "run", second, "--source", f"manifest:{tmp_path / 'a'}", *run)
+    assert uhr(*over, "--out", tmp_path / "whole")[0] == 0
+    code, _, errors = uhr(*over, "--out", tmp_path / "none", "--materialise", "none")
+    assert code == 0, errors
+    whole, none = Manifest.open(tmp_path / "whole"), Manifest.open(tmp_path / "none")
+    assert none.info.by_reference
+    assert none.table(whole.schema.names).equals(whole.table())
+    assert sorted(none.schema.names) == sorted(whole.schema.names)
+    assert (none.info.counts, none.info.stages) == (whole.info.counts, whole.info.stages)
+    added = {name for stage in none.info.stages if stage.name == "exposure" for name in stage.adds}
+    assert set(none.stored_schema.names) == {"sample_id", "position", "status", "reason"} | added
+    assert {file: file.read_bytes() for file in (tmp_path / "a").rglob("*") if file.is_file()} == before
+    assert verify(none.path).faults == []
+    # again: it is finished, and in the other form it is another manifest
+    assert uhr(*over, "--out", tmp_path / "none", "--materialise", "none")[0] == 0
+    code, _, errors = uhr(*over, "--out", tmp_path / "none")
+    assert (code, "was made by reference" in errors) == (1, True), errors
+    for pipeline, source, message in (
+        (second, tmp_path / "in", "the source is not one manifest"),
+        (cut, f"manifest:{tmp_path / 'a'}", "cuts patches"),
+    ):
+        call = ("curate", "run", pipeline, "--source", source, "--out", tmp_path / "x", *run)
+        code, _, errors = uhr(*call, "--materialise", "none")
+        assert (code, message in errors) == (1, True), errors
+        assert not (tmp_path / "x").exists()
+
+
 def test_the_same_uri_in_two_named_sources_is_two_samples(tmp_path, forge, uhr):
     from uhr.manifests.manifest import Manifest
 
