@@ -23,8 +23,10 @@ def load(job):
 
 def levels(scheduler, shift):
     """The noise levels at a shift that is set as the official pipeline sets it."""
+    import numpy
+
     scheduler.config.shift = shift
-    scheduler.set_timesteps(sigmas=[1.0, 0.5], device="cpu")
+    scheduler.set_timesteps(sigmas=numpy.array([1.0, 0.5]), device="cpu")
     return [float(sigma) for sigma in scheduler.sigmas]
 
 

@@ -202,7 +202,7 @@ def test_the_official_side_needs_nothing_of_this_project_and_runs_on_python_39()
             for name in names:
                 top = name.partition(".")[0]
                 own = name.startswith("benchmarks.certify.official")
-                assert own or top in {*sys.stdlib_module_names, "torch", "diffusers", "safetensors"}, (
+                assert own or top in {*sys.stdlib_module_names, "torch", "numpy", "diffusers", "safetensors"}, (
                     file,
                     name,
                 )
