@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from uhr.curate.faults import CHANGED
+from uhr.curate.faults import CHANGED, TRANSIENT
 from uhr.manifests.sources.blobs import Blob
 from uhr.manifests.sources.tables import decoded
 from uhr.pixels.types import PixelFault
@@ -43,9 +43,9 @@ def read_sidecars(files: Sequence[tuple[str, Blob]], keys: Mapping[str, Sequence
     """Read the sidecars of one image, given as name and bytes. Later files override earlier ones, and a
     caption file overrides a caption in JSON.
 
-    A broken sidecar never fails its image: the fault is written to `source_meta` under `sidecar_fault`, and
+    A broken sidecar does not fail its image: the fault is written to `source_meta` under `sidecar_fault`, and
     is returned. Raises PixelFault("changed") if a sidecar is not the listed version any more, or changes
-    while it is read.
+    while it is read, and PixelFault("unavailable") if its store does not give it now.
     """
     caption: str | None = None
     tree: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def read_sidecars(files: Sequence[tuple[str, Blob]], keys: Mapping[str, Sequence
                 tree.update(read)
                 faults += [f"{_clean(name)}: {message}" for message in invalid]
         except PixelFault as fault:
-            if fault.kind == CHANGED:
+            if fault.kind == CHANGED or fault.kind in TRANSIENT:
                 raise PixelFault(fault.kind, f"{_clean(name)}: {fault.message}") from None
             faults.append(f"{_clean(name)}: {fault.message}")
         except (ValueError, RecursionError) as error:

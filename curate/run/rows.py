@@ -16,7 +16,8 @@ from uhr.curate.faults import CHANGED
 from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge, Rule, RuleCounts, Verdict
 from uhr.curate.run.conversion import Converter, converter_for
-from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, SOURCES, sample_id
+from uhr.curate.stage import Child
+from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, SOURCES, patch_id, sample_id
 from uhr.runtime.units import UnitPlan
 
 PREVIEW = (
@@ -326,3 +327,16 @@ def source_row(item: dict[str, Any], stated: Sequence[str]) -> dict[str, Any]:
         "reason": fault,
         "error": item["fault_words"],
     }
+
+
+def later_row(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of an item of a later pass: a row that earlier passes have kept."""
+    return {**item, "status": None, "reason": None, "error": None}
+
+
+def child_row(parent: Mapping[str, Any], child: Child, inherited: Sequence[str]) -> dict[str, Any]:
+    """Return the row of a patch of an image, with these columns of its image."""
+    row = {column.name: None for column in BASE} | {name: parent.get(name) for name in inherited}
+    box = tuple(int(each) for each in child.box)
+    sample = patch_id(parent["sample_id"], (box[0], box[1], box[2], box[3]))
+    return row | {"sample_id": sample, "parent_id": parent["sample_id"], "box": list(box)}

@@ -22,12 +22,12 @@ from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, Sta
 from uhr.curate.run.images import UnitImages
 from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import frame_schema, has_previews
-from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, UnitRows, source_row
+from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, UnitRows, child_row, later_row, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
 from uhr.curate.stages.frames.decode import DecodeStage
-from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
+from uhr.manifests.schema import BASE, KEPT, RIGHTS
 from uhr.manifests.sources.base import Source
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
@@ -138,7 +138,7 @@ class _UnitRun:
         if "content_hash" in {column.name for planned in self._plan.stages for column in planned.stage.adds}:
             kept.remove("content_hash")
         stated = [name for name in (items[0] if items else ()) if name in kept]
-        made = (source_row(i, stated) if self._from_source else _later_row(i) for i in items)
+        made = (source_row(i, stated) if self._from_source else later_row(i) for i in items)
         self.rows = UnitRows(list(made))
         limits = work.plan.config.limits
         self._images = UnitImages(self._source, self._pass, limits, items, self.rows, earlier, lanes)
@@ -235,7 +235,8 @@ class _UnitRun:
         try:
             children = self._children(index, frame, expand)
             inherited = (*_INHERITED, *(column.name for column in self._plan.inherited))
-            added = [self.rows.add(_child_row(row, child, inherited)) for child in children]
+            added = [self.rows.add(child_row(row, child, inherited)) for child in children]
+            self._earlier.forget_patches(row, added)
             hidden = any(row.get(name) is not None for name in self._plan.hiding)
             for at, child in zip(added, children, strict=True):
                 self.rows.put(at, expand, child.values)
@@ -299,12 +300,12 @@ class _UnitRun:
         files = self._images.sidecar_files(index)
         if not files:
             return True
-        if not self._begin(index, 0, label):
+        if self._waits(index, label) or not self._begin(index, 0, label):
             return False
         try:
             sidecar = read_sidecars(files, self._plan.config.sidecars.model_dump())
         except PixelFault as fault:
-            self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+            self._fail_file(index, label, fault)
             return False
         self.rows[index].update(sidecar.values)
         self.rows.broken_sidecars += sidecar.fault is not None
@@ -450,12 +451,18 @@ class _UnitRun:
             frame.check_unchanged()
         except PixelFault as found:
             fault = found if found.kind == CHANGED else fault
-        self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
         if isinstance(fault, PixelFault):
-            if fault.kind == UNAVAILABLE and not self._source.fetches:
-                self._lanes.failed(self._source.lane(self.rows[index]), fault.message)
-        elif fault.kind in OF_STAGE:
+            self._fail_file(index, label, fault)
+            return
+        self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+        if fault.kind in OF_STAGE:
             self._lanes.failed(stage_lane(label), f"{fault.kind}, {fault.message}")
+
+    def _fail_file(self, index: int, label: str, fault: PixelFault) -> None:
+        """Fail a row because of its file or of one beside it."""
+        self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+        if fault.kind == UNAVAILABLE and not self._source.fetches:
+            self._lanes.failed(self._source.lane(self.rows[index]), fault.message)
 
     def _apply_rules(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:
         """Evaluate the rules for these rows, and return the rows that are measured on."""
@@ -463,18 +470,6 @@ class _UnitRun:
             return indices
         self._watch.end()
         return self.rows.rule(self._judge, rules, indices, self._go_on)
-
-
-def _later_row(item: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of an item of a later pass: a row that earlier passes have kept."""
-    return {**item, "status": None, "reason": None, "error": None}
-
-
-def _child_row(parent: Mapping[str, Any], child: Child, inherited: Sequence[str]) -> dict[str, Any]:
-    row = {column.name: None for column in BASE} | {name: parent.get(name) for name in inherited}
-    box = tuple(int(each) for each in child.box)
-    sample = patch_id(parent["sample_id"], (box[0], box[1], box[2], box[3]))
-    return row | {"sample_id": sample, "parent_id": parent["sample_id"], "box": list(box)}
 
 
 def _checked(child: Child, frame: Any) -> Child:

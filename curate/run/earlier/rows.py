@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from uhr.curate.planning.planned import PlannedStage
@@ -113,10 +113,15 @@ class EarlierRows:
         """Look for the results of other files with these bytes."""
         self._known(index, row).search(content_hash, row.get("box"))
 
+    def forget_patches(self, image: Mapping[str, Any], indices: Iterable[int]) -> None:
+        """Forget what is known of the patches of an image that is larger than the limits."""
+        if self._is_beyond(image):
+            self._outdated.update(indices)
+
     def _is_beyond(self, row: Mapping[str, Any]) -> bool:
         """Whether an image is known to be larger than the limits."""
         if row.get("box") is not None:
-            return False  # its image has been looked at
+            return False  # its size is that of the patch
         width, height, size = (row.get(name) for name in ("width", "height", "file_size"))
         pixels = 0 if width is None or height is None else width * height
         return pixels > self._limits.pixels or (size or 0) > self._limits.file_bytes

@@ -200,20 +200,42 @@ def test_a_store_that_answers_503_costs_requests_and_no_content(curate, s3, tmp_
 
 def test_images_that_a_store_did_not_give_are_read_by_the_run_that_reuses_the_others(curate, s3, tmp_path):
     assert curate(tmp_path / "calm")[0] == 0
-    s3.fault = lambda method, path: 503 if path.endswith(("images/1.jpg", "trip/0.png")) else None
+    down = ("images/1.jpg", "trip/0.png", "5.txt")
+    s3.fault = lambda method, path: 503 if path.endswith(down) else None
     first, second = tmp_path / "first", tmp_path / "second"
     code, printed, errors = curate(first, "--json")
     assert code == 0, errors
-    assert json.loads(printed)["counts"]["reasons"]["unavailable"] == 2
+    assert json.loads(printed)["counts"]["reasons"]["unavailable"] == 3
+    rows = {row["uri"]: row for row in Manifest.open(first).table().to_pylist()}
+    assert rows["5.jpg"]["error"].startswith("sidecars: 5.txt: "), "kept, it would have lost its caption"
     s3.fault = lambda method, path: None
     s3.requests.clear()
     code, printed, errors = curate(second, "--reuse", first, "--json")
     assert code == 0, errors
-    assert json.loads(printed)["reused"]["header"] == 4
+    assert json.loads(printed)["reused"]["header"] == 3
     read = {path.rpartition("/")[2] for method, path in s3.requests if method == "GET" and "/images/" in path}
-    assert read == {"1.jpg", "0.png", "5.txt"}, "a caption belongs to the listing"
+    assert read == {"1.jpg", "0.png", "5.txt", "5.jpg"}
     one, other = Manifest.open(second), Manifest.open(tmp_path / "calm")
     assert one.table().to_pylist() == other.table().to_pylist()
+
+
+def test_a_key_that_expires_during_a_run_pauses_its_bucket(curate, s3, tmp_path):
+    assert curate(tmp_path / "calm")[0] == 0
+    s3.requests.clear()
+    s3.fault = lambda method, path: 403 if "/images/" in path else None
+    out = tmp_path / "out"
+    code, _, errors = curate(out, "--set", "pause=3")
+    assert code == 75, errors
+    assert errors.count(f"bucket {s3.bucket} is paused") == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"uhr: the run in {out} is unfinished: 3 rows are left undone")
+    assert f"when bucket {s3.bucket} can be used, the same command goes on" in last
+    assert len([path for _, path in s3.requests if "/images/" in path]) == 3, "no refusal is repeated"
+    s3.fault = lambda method, path: None
+    code, _, errors = curate(out, "--set", "pause=3")
+    assert code == 0, errors
+    rows = [Manifest.open(each).table().to_pylist() for each in (out, tmp_path / "calm")]
+    assert rows[0] == rows[1]
 
 
 def test_one_run_at_a_time_and_a_dead_one_holds_out_only_until_its_lease_ends(curate, s3, uhr):

@@ -161,6 +161,19 @@ def test_an_image_beyond_a_lower_limit_fails_though_it_was_measured(lab):
             assert lab.content(higher) == lab.content(first)
 
 
+def test_patches_of_an_image_beyond_a_lower_limit_fail_as_well(lab):
+    Image.new("RGB", (30, 12), "white").save(lab.source / "wide.png")
+    inner = lab.pipeline("Red")["stages"][3:]
+    cut = {"stage": "reused_stages:Halves", "log": str(lab.log), "stages": inner}
+    tree = {"stages": ["header", cut], "rules": {}, "preview": 0}
+    first = lab.run(tree)
+    assert first.info.counts["failed"] == 0
+    lower = {**tree, "limits": {"pixels": 200}}
+    again = lab.run(lower, reuse=(first.path,))
+    assert lab.content(again) == lab.content(lab.run(lower))
+    assert again.info.counts["reasons"] == {"too large": 2}
+
+
 @pytest.mark.parametrize("limits", [{}, {"seconds": 90}], ids=["same limits", "new limits"])
 def test_an_unfinished_run_retries_in_place(lab, limits):
     tree = lab.pipeline("Red", red={"fail": "dark"})
