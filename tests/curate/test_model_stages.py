@@ -123,6 +123,17 @@ def test_the_columns_of_clip_come_from_one_embedding(run, models, source):
     assert (column.unit, column.range, column.stage) == ("1", "[0, 1]", "safety")
 
 
+def test_the_stages_of_one_backbone_load_it_once(run, models, monkeypatch):
+    from uhr.models.scores.clip import ClipModel
+
+    loads, real = [], ClipModel.load
+    monkeypatch.setattr(ClipModel, "load", lambda *args, **kw: (loads.append(args), real(*args, **kw))[1])
+    clip = {"weights": str(models / "clip")}
+    rows, _ = run({"stage": "embedding", **clip}, {"stage": "clip_score", **clip})
+    assert rows["a"]["clip_score"] is not None
+    assert len(loads) == 1
+
+
 def test_quality_is_pyiqas_own_value(run, models, source):
     from uhr.models.scores.pyiqa_metrics import PyiqaMetric
     from uhr.models.scores.q_align import QAlign

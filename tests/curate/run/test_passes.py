@@ -44,6 +44,8 @@ class Mean(BatchStage):
 
     def open(self, device):
         self.device = device
+        with open(self.params.log + ".opened", "a") as file:
+            print(os.getpid(), file=file)
 
     def score(self, rows, views):
         names = [row["uri"] for row in rows]
@@ -136,6 +138,17 @@ def test_a_model_sees_batches_of_what_earlier_rules_kept(run, tmp_path):
         "first": (8, 1),
         "bright": (7, 1),
     }
+
+
+def test_a_model_is_opened_once_by_each_worker_whatever_the_number_of_units(run, tmp_path):
+    two = ONE.replace("log: LOG", "log: LOG, resources: {actors: [2, 2]}")
+    manifest, _ = run(NAMES, f"unit: 1\n{two}", workers=1)
+    assert len(rows_of(manifest)) == len(NAMES)
+    # each unit apart; a rule over the uri rejects one of the eight images before
+    assert len(batches(tmp_path)) == 7
+    opened = (tmp_path / "batches.txt.opened").read_text().split()
+    assert len(opened) == len(set(opened))
+    assert 1 <= len(opened) <= 2
 
 
 def test_memory_that_does_not_suffice_halves_the_batch_and_an_image_alone_fails_its_row(run, tmp_path):
