@@ -190,6 +190,7 @@ def test_the_image_is_found_in_whatever_a_pipeline_returns():
 
 
 def test_the_official_side_needs_nothing_of_this_project_and_runs_on_python_39():
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "diffusers", "safetensors"}
     for file in sorted((ROOT / "benchmarks/certify/official").glob("*.py")):
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
         for node in ast.walk(tree):
@@ -202,10 +203,7 @@ def test_the_official_side_needs_nothing_of_this_project_and_runs_on_python_39()
             for name in names:
                 top = name.partition(".")[0]
                 own = name.startswith("benchmarks.certify.official")
-                assert own or top in {*sys.stdlib_module_names, "torch", "numpy", "diffusers", "safetensors"}, (
-                    file,
-                    name,
-                )
+                assert own or top in allowed, (file, name)
 
 
 def test_every_row_has_a_driver_with_the_two_functions_and_options_that_its_sampler_takes():
