@@ -18,7 +18,7 @@ def test_a_command_searches_the_working_folder_last_and_only_while_it_runs(tmp_p
             assert cli.main(["inner"]) == 0
         seen.append((list(sys.path), search_path()))
 
-    monkeypatch.setattr(cli, "_command", lambda: command)
+    monkeypatch.setattr(cli, "_command", lambda group: command)
     assert cli.main(["demo"]) == 0
     assert len(seen) == 2
     for here, in_workers in seen:

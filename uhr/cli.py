@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import logging
@@ -73,9 +74,16 @@ def root(
 
 
 @functools.cache
-def _command() -> Callable[..., Any]:
-    """The command line, built from the annotations of all commands: a quarter of a second, so only once."""
-    return typer.main.get_command(app)
+def _command(group: str | None) -> Callable[..., Any]:
+    """The command line with all commands, or with those of one group: to build it from the annotations of all
+    takes longer than many a command.
+    """
+    chosen = app
+    if group is not None:
+        chosen = copy.copy(app)
+        chosen.registered_commands = []
+        chosen.registered_groups = [each for each in app.registered_groups if each.name == group]
+    return typer.main.get_command(chosen)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,11 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    groups = {each.name for each in app.registered_groups}
+    group = arguments[0] if arguments and arguments[0] in groups else None
     # if pyiqa has installed bitsandbytes, its import logs errors about kernels that are not used here
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with _working_folder_searched():
-            code = _command()(args=arguments, prog_name="uhr", standalone_mode=False)
+            code = _command(group)(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
         return _fail(str(error.with_options()), debug, error.code)
     except SystemExit as end:

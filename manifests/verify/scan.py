@@ -16,7 +16,6 @@ _MOST_THREADS = 16
 """Each holds the checked columns of a row group: some 20 MB."""
 
 _VERDICT = ("status", "reason", "error")
-_NONE = pa.scalar(None, pa.bool_())
 
 
 class Scan(NamedTuple):
@@ -39,8 +38,8 @@ class _Group(NamedTuple):
     verdicts: pa.Table
     falls_at: int | None
     rising: bool
-    first: pa.Scalar
-    last: pa.Scalar
+    first: str | None
+    last: str | None
 
 
 def scan(manifest: Manifest, conditions: Sequence[str], columns: Sequence[str]) -> Scan:
@@ -58,9 +57,9 @@ def scan(manifest: Manifest, conditions: Sequence[str], columns: Sequence[str]) 
     falls = [one.falls_at for one in found if one.falls_at is not None]
     rising = all(one.rising for one in found)
     for before, place, after in zip(found, places[1:], found[1:], strict=False):
-        borders = pa.array([before.last.as_py(), after.first.as_py()], pa.string())
-        rising = rising and _first(borders, "less_equal") is None
-        falls += [place.start] if _first(borders, "less") is not None else []
+        if before.last is not None and after.first is not None:
+            rising = rising and before.last < after.first
+            falls += [place.start] if before.last > after.first else []
     return Scan(counts or [0] * len(conditions), _summed(found), min(falls, default=None), rising)
 
 
@@ -69,13 +68,17 @@ def _scan_group(rows: pa.Table, start: int, query: str) -> _Group:
     rising, falls = _first(uris, "less_equal") is None, None
     if not rising and (place := _first(uris, "less")) is not None:
         falls = start + place + 1
-    failed = pc.call_function("if_else", [rows["error"].is_valid(), pa.scalar(True), _NONE])
+    failed = rows["error"].is_valid()
+    # no scalar of None, for which pyarrow imports pandas
+    failed = pc.call_function("if_else", [failed, failed, pa.nulls(rows.num_rows, pa.bool_())])
     verdicts = rows.select(_VERDICT).set_column(2, "error", failed)
     # one thread: the other cores have row groups of their own
     verdicts = verdicts.group_by(_VERDICT, use_threads=False).aggregate([([], "count_all")])
     with sql.connect(samples=rows) as connection:
         (counts,) = connection.sql(query).fetchall()
-    return _Group(counts, verdicts.rename_columns([*_VERDICT, "n"]), falls, rising, uris[0], uris[-1])
+    return _Group(
+        counts, verdicts.rename_columns([*_VERDICT, "n"]), falls, rising, uris[0].as_py(), uris[-1].as_py()
+    )
 
 
 def _summed(groups: Sequence[_Group]) -> pa.Table:
