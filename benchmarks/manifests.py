@@ -1,6 +1,8 @@
 """Manifests of millions of rows: a slice against the same query written by hand, opening, verification.
 
-python -m benchmarks.manifests [--rows N] [--peer-rows N] [--rounds N] [--only slice,open,verify,peers,tar]
+python -m benchmarks.manifests [--rows N] [--peer-rows N] [--rounds N] [--only NAME,...]
+
+NAME: slice, open, verify, columns, peers, tar.
 
 The manifest is generated. Each measured task is a process of its own, from start to exit, so that imports
 and peak memory are its own; ways of doing the same are interleaved, and medians are compared. The slice is of
@@ -44,6 +46,8 @@ MOST_GIB = 4.0
 MOST_SECONDS_TO_OPEN = 1.0
 MOST_TIMES_HASHING = 1.25
 LEAST_SHARE_OF_TARFILE = 0.8
+MOST_TIMES_WHOLE = 1.25
+MOST_BYTES_PER_ROW = 25
 IMAGES, IMAGE_BYTES = 2_000, 1_000_000
 WHERE = "entropy >= 5 AND megapixels >= 8"
 SCORE, STRATA = "upscale_ratio", ("aspect_bucket", "license")
@@ -302,6 +306,61 @@ def exporting(scratch: Path, rounds: int) -> Claim:
     )
 
 
+_QUERY = """
+import sys, time
+from uhr.manifests.manifest import Manifest
+opened = Manifest.open(sys.argv[1])
+start = time.perf_counter()
+with opened.connect() as connection:
+    connection.sql("SELECT split, count(*), avg(luma_mean), max(caption) FROM samples "
+                   "WHERE entropy >= 5 AND split IS NOT NULL GROUP BY split").fetchall()
+print(time.perf_counter() - start)
+"""
+
+
+def columns(manifest: Manifest, scratch: Path, rounds: int) -> list[Claim]:
+    """Time adding a column to all rows by reference against writing all rows, whole processes; and a query of
+    this column and the parent's, opening apart. All are interleaved.
+    """
+    split = ["--status", "any", "--split", "train=0.98,val=0.02"]
+    call = [sys.executable, "-m", "uhr", "manifest", "slice", str(manifest.path), *split]
+    costs: dict[str, list[Cost]] = {"none": [], "rows": []}
+    taken: dict[str, list[float]] = {"none": [], "rows": []}
+    size: dict[str, int] = {}
+    for number in range(rounds):
+        for what in costs:
+            out = scratch / f"{what}-{number}"
+            costs[what].append(_run([*call, "--materialise", what, "--out", str(out)]))
+            size[what] = sum(part.bytes for part in Manifest.open(out).info.parts)
+    for _ in range(2 * rounds):
+        for what in taken:
+            query = [sys.executable, "-c", _QUERY, str(scratch / f"{what}-0")]
+            taken[what].append(
+                float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+            )
+    none, rows = _median(costs["none"]), _median(costs["rows"])
+    ours, whole = statistics.median(taken["none"]), statistics.median(taken["rows"])
+    count = manifest.info.counts["rows"]
+    return [
+        Claim(
+            f"a split of all {count:,} rows by reference, in less time than with all columns",
+            f"{none.seconds / rows.seconds:.2f} ({none.seconds:.1f} s, {rows.seconds:.1f} s; "
+            f"CPU {none.cpu:.1f}, {rows.cpu:.1f} s)",
+            none.seconds < rows.seconds,
+        ),
+        Claim(
+            f"in at most {MOST_BYTES_PER_ROW} bytes per row",
+            f"{size['none'] / count:.1f} ({size['none'] / 1e6:.1f} MB, {size['rows'] / 1e6:.1f} MB)",
+            size["none"] <= MOST_BYTES_PER_ROW * count,
+        ),
+        Claim(
+            f"a query of the split and of others takes at most {MOST_TIMES_WHOLE} of that with all columns",
+            f"{ours / whole:.2f} ({ours:.2f} s, {whole:.2f} s)",
+            ours <= MOST_TIMES_WHOLE * whole,
+        ),
+    ]
+
+
 def peers(manifest: Manifest, scratch: Path, rounds: int) -> list[Claim]:
     """Time the slice against the same query with pandas and with `datasets`, whole processes."""
     sample = int(manifest.info.counts["rows"] * SHARE_OF_SAMPLE)
@@ -350,7 +409,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--peer-rows", type=int, default=PEER_ROWS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="slice,open,verify,peers,tar")
+    parser.add_argument("--only", default="slice,open,verify,columns,peers,tar")
     given = parser.parse_args([] if arguments is None else arguments)
     only = set(given.only.split(","))
     claims: list[Claim] = []
@@ -362,9 +421,10 @@ def main(arguments: list[str] | None = None) -> None:
             claims += [opening(manifest, given.rounds)] if "open" in only else []
             claims += verifying(manifest, given.rounds) if "verify" in only else []
         claims += [exporting(scratch, given.rounds)] if "tar" in only else []
-        if "peers" in only:
+        if only & {"columns", "peers"}:
             smaller = generate(scratch / "smaller", given.peer_rows)
-            claims += peers(smaller, scratch, given.rounds)
+            claims += columns(smaller, scratch, given.rounds) if "columns" in only else []
+            claims += peers(smaller, scratch, given.rounds) if "peers" in only else []
     table(("claim", "measured", "holds"), [(c.text, c.measured, c.holds) for c in claims])
     say(json.dumps({"duckdb": duckdb.__version__, "pyarrow": pa.__version__}))
     if any(claim.holds is False for claim in claims):
