@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from uhr.base.store import StoreError
 from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.run.earlier.files import StageKey
 from uhr.curate.run.earlier.known import Answer, Earlier, KnownRow
 from uhr.curate.stage import BatchStage
 from uhr.manifests.sources.blobs import NO_LIMITS
 from uhr.pixels.decode import PixelLimits
+from uhr.pixels.types import PixelFault
 from uhr.runtime.units import UnitFault
 
 StageKeys = Mapping[tuple[str, bool], StageKey]
@@ -86,10 +90,18 @@ class EarlierRows:
         return self._known(index, row).patches(self._key(row, planned), row)
 
     def preview(self, index: int, row: Mapping[str, Any], long_side: int) -> tuple[bytes, int, int] | None:
-        """Return the preview of a row: JPEG, width and height in px; None if it has to be made."""
+        """Return the preview of a row: JPEG, width and height in px; None if it has to be made.
+
+        Raises PixelFault("unavailable") if the store that has it does not give it now.
+        """
         if not self._earlier or index in self._outdated or self._is_beyond(row):
             return None
-        return self._known(index, row).preview(long_side)
+        try:
+            return self._known(index, row).preview(long_side)
+        except StoreError as error:
+            raise PixelFault("unavailable", f"its preview cannot be read ({error.what})") from None
+        except (OSError, pa.ArrowException):
+            return None  # the manifest that had it has been removed or damaged meanwhile
 
     def content_hash(self, index: int, row: Mapping[str, Any]) -> str | None:
         """Return the hash that the bytes of a row had; None if it is not known."""

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.base.store import StoreError
 from uhr.curate.frame import Frame
 from uhr.curate.run.earlier.files import EarlierFile, earlier_files
 from uhr.manifests.lineage import lineage
@@ -167,3 +168,25 @@ def test_a_slice_by_reference_in_a_store_lends_its_previews_to_any_machine(lab, 
         again = lab.run({**changed, "preview": size}, reuse=(sliced,))
         assert lab.content(again) == expected
         assert made == ([] if size == 30 else [12] * 4)
+
+
+@pytest.mark.parametrize("fault", [StoreError("s3://b: the store failed", "wait"), FileNotFoundError("gone")])
+def test_a_preview_that_cannot_be_read_says_nothing_about_its_image(lab, monkeypatch, fault):
+    tree = lab.pipeline("Red")
+    first = lab.run(tree)
+    oracle = lab.content(first)
+
+    def unreadable(*_: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EarlierFile, "preview", unreadable)
+        second = lab.run(tree, reuse=(first.path,))
+    if isinstance(fault, FileNotFoundError):
+        assert lab.content(second) == oracle, "it is made anew"
+    else:
+        assert second.info.counts["reasons"] == {"unavailable": 6}
+        error = "decode: its preview cannot be read (s3://b: the store failed)"
+        assert second.table()["error"].to_pylist() == [error] * 6
+    assert lab.content(lab.run(tree, reuse=(first.path, second.path))) == oracle
+    assert lab.calls() == {}
