@@ -328,7 +328,7 @@ def forget(
     if ENCODED is not None:
         encoded = (load_object(ENCODED[0], "function"), load_object(ENCODED[1], "function"))
     folders = [anywhere("--in")(each) for each in below or ()]
-    with console.progress("forget", None, "manifests and exports") as advance:
+    with console.progress("forget", None, "manifests, exports, reports") as advance:
         done = job.forget(
             path, request, folders, reason=reason, dry_run=dry_run, encoded=encoded, advance=advance
         )

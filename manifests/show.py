@@ -196,6 +196,8 @@ def print_forgotten(done: Forgotten) -> None:
     rows = [(change.path, change.rows, change.previews, change.pixels) for change in done.manifests]
     table(("manifest", "rows", "previews", "stored images"), rows)
     _section(("export", "files"), done.exports.items())
+    for path in done.reports:
+        say(shown(f"report {'to be written' if done.dry_run else 'written'} again: {path}"))
     for path in done.checkpoints:
         say(shown(f"trained on a manifest that had them, and not changed: {path}"))
     for path in done.caches:

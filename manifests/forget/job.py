@@ -21,6 +21,7 @@ from uhr.base.store import FolderStore, ObjectStore, Store
 from uhr.manifests import places
 from uhr.manifests.forget import exports
 from uhr.manifests.forget.redact import Change, Encoded, Redactor, Sealed
+from uhr.manifests.forget.reports import write_again
 from uhr.manifests.forget.targets import (
     ForgetRequest,
     Remaining,
@@ -39,7 +40,8 @@ class Forgotten:
     """What was taken out, or would be in a dry run.
 
     samples: their number, with crops and near-duplicates. manifests: by manifest, parents first. exports: the
-    number of files by folder or address. checkpoints: those that were trained on data that had one of the
+    number of files by folder or address. reports: those elsewhere than beside their manifests, which are
+    written again. checkpoints: those that were trained on data that had one of the
     samples; they are not changed. remaining: other rows of the same author or address in manifests of the
     chain, which are left. caches: folders of this user's cache with copies, which are removed. other_caches:
     those of other users of this machine that can be seen; they are not looked into.
@@ -48,6 +50,7 @@ class Forgotten:
     samples: int
     manifests: list[Change]
     exports: dict[str, int]
+    reports: list[str]
     checkpoints: list[str]
     dry_run: bool
     remaining: list[Remaining]
@@ -100,7 +103,8 @@ def forget(
             if unfinished is None:
                 _begin(store, plan)
             redactor = Redactor(targets, plan["time"], plan["reason"], encoded)
-            total = len(changes) + len(plan["exports"])
+            reports = plan.get("reports", {})
+            total = len(changes) + len(plan["exports"]) + len(reports)
             for number, change in enumerate(changes):
                 advance(0, change.path, total)
                 changes[number] = redactor.redact(change.path, change)
@@ -109,11 +113,15 @@ def forget(
                 advance(0, export)
                 exports.redact(export, frozenset(targets.ids), plan["time"])
                 advance(1)
+            for report, manifest in reports.items():
+                write_again(report, manifest)
+                advance(1)
             store.delete(JOURNAL)
     return Forgotten(
         len(targets.ids),
         changes,
         plan["exports"],
+        sorted(plan.get("reports", ())),
         plan["checkpoints"],
         dry_run,
         [Remaining(**each) for each in plan.get("remaining", ())],
@@ -163,6 +171,11 @@ def _planned(
         "tombstones": sorted(targets.tombstones),
         "manifests": [asdict(change) for change in changes],
         "exports": {place: count for place, count in files.items() if count},
+        "reports": {
+            report: place
+            for report, place in chain.reports.items()
+            if place in {c.path for c in changes if c.rows}
+        },
         "remaining": [asdict(each) for each in remaining(request, targets, opened)],
         "caches": sorted(map(str, caches)),
         "checkpoints": sorted(path for path, data in chain.checkpoints.items() if seen.intersection(data)),

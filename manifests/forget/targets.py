@@ -18,6 +18,7 @@ from uhr.base.errors import UserError
 from uhr.base.paths import in_store, text_path
 from uhr.base.store import ObjectStore
 from uhr.manifests import places
+from uhr.manifests.forget.reports import SUFFIX, reports_of
 from uhr.manifests.info import FILE, ManifestInfo
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
@@ -197,16 +198,19 @@ def remaining(request: ForgetRequest, targets: Targets, manifests: Sequence[Mani
 @dataclass(frozen=True)
 class Chain:
     """What may have samples of a manifest: manifests, parents before children; exports, by folder or address;
-    and checkpoints with the ids of the data that they name.
+    reports elsewhere than beside their manifests, with the places of these; and checkpoints with the ids of
+    the data that they name.
     """
 
     manifests: list[str]
     exports: list[str]
+    reports: dict[str, str]
     checkpoints: dict[str, list[str]]
 
 
 def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
-    """Find the parents of a manifest, all that was made from any of them, and their exports and checkpoints.
+    """Find the parents of a manifest, all that was made from any of them, and their exports, reports and
+    checkpoints.
 
     What was made from them, and copies of them, are looked for beside each of them, and in the folders and
     prefixes `below`. Raises UserError if there is an unfinished export of one of them.
@@ -247,7 +251,11 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     finished += [(each.prefix, each.data) for each in objects if each.name == EXPORT]
     exports = [place for place, data in finished if _value(data, ("parent", "id")) in ids]
     checkpoints = {str(file.parent): _data_of(file) for file in files[CHECKPOINT]}
-    return Chain(list(known), sorted(set(exports)), checkpoints)
+    pages = [file for file in found_files if file.suffix == SUFFIX]
+    reports = reports_of(known, pages, [each for each in below if in_store(each)])
+    # those beside their manifests are written again with them
+    reports = {report: place for report, place in reports.items() if report.rpartition("/")[0] != place}
+    return Chain(list(known), sorted(set(exports)), reports, checkpoints)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -257,6 +265,7 @@ def _files(folder: Path) -> Iterator[Path]:
         parts = _PARTS_OF_MANIFESTS if FILE in files else set()
         folders[:] = [] if deep else sorted(f for f in folders if f not in parts and not f.startswith("."))
         yield from (Path(here) / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
+        yield from (Path(here) / name for name in files if name.endswith(SUFFIX))
         if (Path(here) / _PLAN).is_file():
             yield Path(here) / _PLAN
 

@@ -17,6 +17,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, write_json
+from uhr.base.store import ObjectStore
 from uhr.cli import main
 from uhr.manifests import places
 from uhr.manifests.export import FORMATS, format_named
@@ -113,6 +114,11 @@ def test_a_sample_leaves_the_whole_chain(
     before = {name: manifest.table().to_pylist() for name, manifest in chain.items()}
     bytes_of_b = (tmp_path / "source/b.jpg").read_bytes()
     preview = chain["set"].previews([rows[1]["sample_id"]])
+    for name, report in (("stored", "pages/of stored.html"), ("other", "other.html")):
+        (tmp_path / report).parent.mkdir(exist_ok=True)
+        write_report(chain[name], tmp_path / report)
+    untouched = (tmp_path / "other.html").read_bytes()
+    (tmp_path / "pages/notes.html").write_text("<title>mine</title>")
     assert any(bytes_of_b in data for _, data in _everything(tmp_path / "stored"))
     call = ["manifest", "forget", str(chain["stored"].path), "--ids", rows[2]["sample_id"], "--json"]
     assert main([*call, "--dry-run"]) == 0
@@ -130,8 +136,12 @@ def test_a_sample_leaves_the_whole_chain(
     assert main([*call, "--reason", "on request"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["samples"] == 3, "the patch, its image, and the copy"
+    page = tmp_path / "pages/of stored.html"
+    assert done["reports"] == planned["reports"] == [str(page)]
+    assert page.read_bytes() == write_report(Manifest.open(tmp_path / "stored"), tmp_path / "x").read_bytes()
+    assert (tmp_path / "other.html").read_bytes() == untouched, "it has none of the samples"
     _check(chain, before)
-    for folder in ("set", "stored", "inner", "other"):
+    for folder in ("set", "stored", "inner", "other", "pages"):
         for name, data in _everything(tmp_path / folder):
             assert bytes_of_b not in data, name
             assert all(jpeg not in data for jpeg in preview.values()), name
@@ -481,7 +491,11 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
     stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
     before = {row["uri"] for row in stored.table().to_pylist()}
     write_report(stored, f"{address}/report.html")
-    job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)))
+    elsewhere = f"s3://{s3.bucket}/pages/of stored.html"
+    write_report(stored, elsewhere)
+    ObjectStore(f"s3://{s3.bucket}/pages").write("empty.html", b"")
+    done = job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)), [f"s3://{s3.bucket}"])
+    assert done.reports == [elsewhere]
     left = Manifest.open(address)
     assert {row["uri"] for row in left.table().to_pylist()} == before - GONE
     assert verify(address, pixels=True).faults == []
@@ -490,9 +504,10 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
         body = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
         assert data not in body, entry["Key"]
         assert rows[1]["sample_id"].encode() not in body, entry["Key"]
-    report = client.get_object(Bucket=s3.bucket, Key="stored/report.html")["Body"].read().decode()
-    assert "a.jpg" in report
-    assert "b.jpg" not in report
+    for key in ("stored/report.html", "pages/of stored.html"):
+        report = client.get_object(Bucket=s3.bucket, Key=key)["Body"].read().decode()
+        assert "a.jpg" in report
+        assert "b.jpg" not in report
     assert "forget.json" not in [
         entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
     ]
