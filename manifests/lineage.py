@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from uhr.base.errors import UserError
 from uhr.base.paths import in_store, text_path
 from uhr.manifests import places
 from uhr.manifests.info import UNFINISHED, ManifestInfo, Parent
+
+CHECKPOINT = "checkpoint.json"
+"""The file of a checkpoint that says, among other things, which data it was trained on."""
 
 CONFIGURATION = ("stages", "rules", "weights", "files", "versions")
 """What a link has of a manifest's configuration. A slice has that of its parent."""
@@ -75,6 +79,17 @@ def _step(value: Any) -> str:
         per = value.get("per")
         return f"{value['by']}={size}" + (f" per {', '.join(per)}" if per else "")
     return str(value)
+
+
+def trained_on(file: Path) -> list[str]:
+    """Return the ids of the manifests and encoded data that the record of a checkpoint names; none if it
+    cannot be read.
+    """
+    try:
+        data = json.loads(file.read_bytes())["data"]
+        return [str(entry.get(key)) for entry in data for key in ("id", "manifest_id")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # it belongs to someone else, or is not a record of ours
 
 
 def why_absent(link: Mapping[str, Any]) -> str:

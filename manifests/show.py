@@ -139,8 +139,12 @@ def print_export(result: ExportResult) -> None:
 
 
 def print_history(steps: Sequence[Step]) -> None:
-    """Print one paragraph per manifest, oldest first."""
+    """Print one paragraph per manifest, oldest first, and per run of training."""
     for step in steps:
+        if step.checkpoints:
+            say(shown(f"{step.path}  {step.operation}"))
+            say(shown(f"  trained on a manifest with it: {', '.join(step.checkpoints)}"))
+            continue
         say(shown(f"{step.path}  {step.operation}  id {step.id[:16]}"))
         if not step.present:
             say("  has no row of the sample" if step.found else "  cannot be read here")

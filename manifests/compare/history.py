@@ -1,5 +1,5 @@
 """The history of one sample: its row in a manifest, in the parents of the manifest, and in the manifests
-below a folder or an address that were made from it.
+below a folder or an address that were made from it; and the runs of training there that saw it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uhr.base.files import finite
 from uhr.base.paths import in_store
 from uhr.base.store import ObjectStore
 from uhr.manifests.info import FILE, ManifestInfo
-from uhr.manifests.lineage import lineage, summary, why_absent
+from uhr.manifests.lineage import CHECKPOINT, lineage, summary, trained_on, why_absent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.places import info_at
 from uhr.manifests.schema import REJECTED
@@ -22,12 +22,13 @@ from uhr.manifests.schema import REJECTED
 
 @dataclass(frozen=True)
 class Step:
-    """What one manifest says of the sample.
+    """What one manifest says of the sample, or that a run of training saw it.
 
     found: whether the manifest could be read (`path` is where it was, if not). present: whether it has a row
     of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
     columns: the values of columns that the step before did not have. changed: (before, after) of the columns
-    with another value than in the step before; NaN and infinity are null in both.
+    with another value than in the step before; NaN and infinity are null in both. checkpoints: of a run,
+    those that were trained on a manifest with the sample.
     """
 
     path: str
@@ -41,14 +42,17 @@ class Step:
     rule: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    checkpoints: list[str] = field(default_factory=list)
 
 
 def history(manifest: Manifest, sample: str, below: Path | str | None = None) -> list[Step]:
     """Return the steps of `sample` (a sample id, the beginning of one, or a uri), from its origin on.
 
     The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders,
-    or below this address, that were made from one of the chain. Raises UserError if neither `manifest` nor
-    one of its parents has the sample, or if `below` is no folder.
+    or below this address, that were made from one of the chain; and the runs in this folder that were trained
+    on one that has the sample, which may have been in it under an earlier id.
+
+    Raises UserError if neither `manifest` nor one of its parents has the sample, or if `below` is no folder.
     """
     if below is not None and not in_store(below) and not Path(below).is_dir():
         raise UserError(f"--in {below} is no folder", "name a folder that has manifests in it")
@@ -59,6 +63,7 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
     steps: list[Step] = []
     row: dict[str, Any] = {}
     seen: set[str] = set()
+    having: set[str] = set()
     for link in chain:
         if link["id"] in seen:
             continue
@@ -66,13 +71,33 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
         if not link["found"]:
             steps.append(Step(link["path"], link["id"], why_absent(link), found=False))
             continue
-        step, row = _step(Manifest.open(link["path"]), sample_id, row)
+        opened = Manifest.open(link["path"])
+        step, row = _step(opened, sample_id, row)
         steps.append(step)
+        having |= _ids(opened) if step.present else set()
     if below is not None:
-        for found in _descendants(below, seen):
-            step, _ = _step(found, sample_id, row)
+        for opened in _descendants(below, seen):
+            step, _ = _step(opened, sample_id, row)
             steps.append(step)
+            having |= _ids(opened) if step.present else set()
+        steps += [] if in_store(below) else _runs(Path(below), having)
     return steps
+
+
+def _ids(manifest: Manifest) -> set[str]:
+    """Return the ids that a manifest has and had."""
+    return {manifest.id, *(each.before for each in manifest.info.redactions)}
+
+
+def _runs(below: Path, having: set[str]) -> list[Step]:
+    """Return a step for each run below a folder that has checkpoints trained on one of these manifests."""
+    found: dict[Path, list[str]] = {}
+    for file in sorted(below.rglob(CHECKPOINT)):
+        if not having.isdisjoint(trained_on(file)):
+            folder = file.parent.parent
+            run = folder.parent if folder.name == "checkpoints" else folder
+            found.setdefault(run, []).append(file.parent.name)
+    return [Step(str(run), "", "training", present=True, checkpoints=names) for run, names in found.items()]
 
 
 def _sample_id(manifest: Manifest, places: dict[str, str], sample: str) -> str:

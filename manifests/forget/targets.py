@@ -20,12 +20,12 @@ from uhr.base.store import ObjectStore
 from uhr.manifests import places
 from uhr.manifests.forget.reports import SUFFIX, reports_of
 from uhr.manifests.info import FILE, ManifestInfo
-from uhr.manifests.lineage import lineage
+from uhr.manifests.lineage import CHECKPOINT, lineage, trained_on
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.tombstones import COLUMNS, tombstones_of
 from uhr.manifests.sql import SqlCondition, literal, quoted
 
-EXPORT, CHECKPOINT = "export.json", "checkpoint.json"
+EXPORT = "export.json"
 _PLAN = ".export/plan.json"
 """What an export has until it is finished, and `export.json` only then."""
 
@@ -250,7 +250,7 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     finished = [(str(file.parent), _bytes(file)) for file in files[EXPORT]]
     finished += [(each.prefix, each.data) for each in objects if each.name == EXPORT]
     exports = [place for place, data in finished if _value(data, ("parent", "id")) in ids]
-    checkpoints = {str(file.parent): _data_of(file) for file in files[CHECKPOINT]}
+    checkpoints = {str(file.parent): trained_on(file) for file in files[CHECKPOINT]}
     pages = [file for file in found_files if file.suffix == SUFFIX]
     reports = reports_of(known, pages, [each for each in below if in_store(each)])
     # those beside their manifests are written again with them
@@ -313,10 +313,3 @@ def _value(data: bytes, keys: Sequence[str]) -> Any:
     except (ValueError, KeyError, TypeError):
         return None  # not a record of ours
     return tree
-
-
-def _data_of(file: Path) -> list[str]:
-    """Return the ids of the manifests and encoded data that a checkpoint names."""
-    data = _value(_bytes(file), ("data",))
-    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
-    return [str(entry.get(key)) for entry in entries for key in ("id", "manifest_id")]

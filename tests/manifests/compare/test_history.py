@@ -118,3 +118,28 @@ def test_the_command_prints_the_steps(
     assert text.count("has no row of the sample") == 2
     assert main([*command, "--json"]) == 0
     assert [step["present"] for step in json.loads(capsys.readouterr().out)] == [True, False, False]
+
+
+def test_runs_that_saw_the_sample_are_named(
+    chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path, uhr: Callable[..., tuple[int, str, str]]
+) -> None:
+    _, halves, rich = chain
+    for run, step, data in (
+        ("runs/one", "step-10", [{"id": "encoded", "manifest_id": halves.id}]),
+        ("runs/one", "step-20", [{"id": "encoded", "manifest_id": halves.id}]),
+        ("runs/two", "step-10", [{"id": rich.id, "manifest_id": None}]),
+        ("runs/other", "step-10", [{"id": "of another", "manifest_id": "of another"}]),
+    ):
+        record = tmp_path / run / "checkpoints" / step / "checkpoint.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps({"data": data}))
+    (tmp_path / "runs/other/checkpoint.json").write_text("no record")
+    steps = history(halves, "folder/00062.jpg", tmp_path)
+    found = {Path(step.path).name: step.checkpoints for step in steps if step.checkpoints}
+    assert found == {"one": ["step-10", "step-20"], "two": ["step-10"]}
+    # kept, and not among the rich: the second run did not see it
+    steps = history(halves, "folder/00045.jpg", tmp_path)
+    assert [Path(step.path).name for step in steps if step.checkpoints] == ["one"]
+    code, printed, _ = uhr("manifest", "history", halves.path, "folder/00045.jpg", "--in", tmp_path)
+    assert code == 0
+    assert "trained on a manifest with it: step-10, step-20" in printed
