@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file, write_json
-from uhr.base.store import ObjectStore
+from uhr.base.files import write_json
 from uhr.cli import main
 from uhr.manifests import places
 from uhr.manifests.export import FORMATS, format_named
@@ -27,7 +26,7 @@ from uhr.manifests.forget import exports, job
 from uhr.manifests.forget.targets import ForgetRequest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
-from uhr.manifests.schema import patch_id, sample_id, schema_of
+from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.sets import difference, union
 from uhr.manifests.selection.slicing import slice_manifest
@@ -35,53 +34,11 @@ from uhr.manifests.selection.tombstones import tombstones_of
 from uhr.manifests.verify.audit import audit
 from uhr.manifests.verify.verification import verify
 
-from .conftest import COLUMNS
+from ..conftest import COLUMNS
 
 Make = Callable[..., Manifest]
 
 NEAR = ("near_group",)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def rows(forge: Any, tmp_path: Path) -> list[dict[str, Any]]:
-    """Six images on disk; b.jpg has a patch, and c.jpg has the same bytes as b.jpg."""
-    rows = []
-    for number, name in enumerate("abcdef"):
-        file = tmp_path / "source" / f"{name}.jpg"
-        file.parent.mkdir(exist_ok=True)
-        seed = 1 if name == "c" else number
-        file.write_bytes(forge.encode(forge.image(64, 48, seed=seed), "JPEG"))
-        facts = {"format": "JPEG", "width": 64, "height": 48, "content_hash": sha256_file(file)}
-        facts |= {"uri": file.name, "sample_id": sample_id(file.name), "status": "kept", "caption": name}
-        facts |= {"author": "A" if name == "e" else "B", "source_url": f"https://example.org/{name}"}
-        facts["file_size"] = file.stat().st_size
-        rows.append(facts)
-        if name == "b":
-            box = (0, 0, 32, 32)
-            patch = {"sample_id": patch_id(facts["sample_id"], box), "parent_id": facts["sample_id"]}
-            rows.append(facts | patch | {"box": list(box), "width": 32, "height": 32})
-    return rows
-
-
-@pytest.fixture
-def chain(make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> dict[str, Manifest]:
-    """A manifest with a report, a slice with its pixels, one by reference of that, and one of two others."""
-    top = make(tmp_path / "set", rows)
-    write_report(top, top.path / "report.html")
-    stored = slice_manifest(top, tmp_path / "stored", SliceOptions(materialise="pixels"))
-    inner = slice_manifest(
-        stored,
-        tmp_path / "inner",
-        SliceOptions(where="uri < 'f'", split={"x": 0.5, "y": 0.5}, materialise="none"),
-    )
-    other = slice_manifest(stored, tmp_path / "other", SliceOptions(where="uri > 'd'"))
-    return {"set": top, "stored": stored, "inner": inner, "other": other}
 
 
 GONE = {"b.jpg", "c.jpg"}
@@ -481,33 +438,3 @@ def test_a_blocklist_of_the_manifest_knows_the_forgotten_bytes(
     listed = Blocklist.read([str(folder / "manifest.json")])
     matches = [listed.match(bytes, row["content_hash"], int, 4) for row in rows]
     assert [match is not None for match in matches] == [row["uri"] in GONE for row in rows]
-
-
-def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    import boto3
-
-    top = make(tmp_path / "set", rows)
-    address = f"s3://{s3.bucket}/stored"
-    stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
-    before = {row["uri"] for row in stored.table().to_pylist()}
-    write_report(stored, f"{address}/report.html")
-    elsewhere = f"s3://{s3.bucket}/pages/of stored.html"
-    write_report(stored, elsewhere)
-    ObjectStore(f"s3://{s3.bucket}/pages").write("empty.html", b"")
-    done = job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)), [f"s3://{s3.bucket}"])
-    assert done.reports == [elsewhere]
-    left = Manifest.open(address)
-    assert {row["uri"] for row in left.table().to_pylist()} == before - GONE
-    assert verify(address, pixels=True).faults == []
-    client, data = boto3.client("s3"), (tmp_path / "source/b.jpg").read_bytes()
-    for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]:
-        body = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
-        assert data not in body, entry["Key"]
-        assert rows[1]["sample_id"].encode() not in body, entry["Key"]
-    for key in ("stored/report.html", "pages/of stored.html"):
-        report = client.get_object(Bucket=s3.bucket, Key=key)["Body"].read().decode()
-        assert "a.jpg" in report
-        assert "b.jpg" not in report
-    assert "forget.json" not in [
-        entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
-    ]

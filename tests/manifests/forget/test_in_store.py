@@ -1,0 +1,49 @@
+"""Samples leave manifests and reports in a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from uhr.base.store import ObjectStore
+from uhr.manifests.forget import job
+from uhr.manifests.forget.targets import ForgetRequest
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.report import write_report
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.slicing import slice_manifest
+from uhr.manifests.verify.verification import verify
+
+Make = Callable[..., Manifest]
+GONE = {"b.jpg", "c.jpg"}
+
+
+def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    top = make(tmp_path / "set", rows)
+    address = f"s3://{s3.bucket}/stored"
+    stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
+    before = {row["uri"] for row in stored.table().to_pylist()}
+    write_report(stored, f"{address}/report.html")
+    elsewhere = f"s3://{s3.bucket}/pages/of stored.html"
+    write_report(stored, elsewhere)
+    ObjectStore(f"s3://{s3.bucket}/pages").write("empty.html", b"")
+    done = job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)), [f"s3://{s3.bucket}"])
+    assert done.reports == [elsewhere]
+    left = Manifest.open(address)
+    assert {row["uri"] for row in left.table().to_pylist()} == before - GONE
+    assert verify(address, pixels=True).faults == []
+    client, data = boto3.client("s3"), (tmp_path / "source/b.jpg").read_bytes()
+    for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]:
+        body = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
+        assert data not in body, entry["Key"]
+        assert rows[1]["sample_id"].encode() not in body, entry["Key"]
+    for key in ("stored/report.html", "pages/of stored.html"):
+        report = client.get_object(Bucket=s3.bucket, Key=key)["Body"].read().decode()
+        assert "a.jpg" in report
+        assert "b.jpg" not in report
+    assert "forget.json" not in [
+        entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
+    ]
