@@ -282,9 +282,10 @@ def exporting(scratch: Path, rounds: int) -> Claim:
                 "status": "kept",
                 "content_hash": digest,
                 "format": "JPEG",
+                "file_size": len(data),
             }
         )
-    schema = schema_of([next(c for c in example("header").adds if c.name == "format")])
+    schema = schema_of(c for c in example("header").adds if c.name in ("format", "file_size"))
     batch = pa.RecordBatch.from_pylist(rows, schema=schema)
     provenance = Provenance(root=folder, operation={"kind": "curate"})
     made = write_manifest(scratch / "exported", schema, [batch], provenance)

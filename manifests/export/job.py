@@ -7,11 +7,13 @@ The files in OUT show its state: `.export/plan.json` and a record per finished s
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,9 +90,13 @@ def export(request: ExportRequest, advance: Advance = lambda n=1, note=None: Non
             return finished
         _claim_plan(request, out)
         out.remove_half_written(request.format.paths(planned.shard) for planned in plan)
+        missing = [planned for planned in plan if not out.has(_record(planned))]
+        advance(sum(len(each.positions) for each in plan) - sum(len(each.positions) for each in missing))
         rows = _Rows(request.parent)
-        for planned in plan:
-            _shard(request, out, planned, rows, advance)
+        # one reader for all shards: it is ahead while one is finished and the next begun
+        with _reader(request, (row for planned in missing for row in rows(planned.positions))) as images:
+            for planned in missing:
+                _shard(request, out, planned, itertools.islice(images, len(planned.positions)), advance)
         result = _commit(request, out, plan)
     out.finish()
     return result
@@ -174,51 +180,66 @@ class _Rows:
         return self._held[1]
 
 
+_Image = tuple[Mapping[str, Any], Future[tuple[bytes, str]]]
+"""A row, and its image's file and extension (`_image`)."""
+
+
 def _shard(
-    request: ExportRequest, out: Destination, planned: PlannedShard, rows: _Rows, advance: Advance
+    request: ExportRequest,
+    out: Destination,
+    planned: PlannedShard,
+    images: Iterable[_Image],
+    advance: Advance,
 ) -> None:
-    """Write one shard and its record, if it is not there."""
-    if out.has(_record(planned)):
-        advance(len(planned.positions))
-        return
+    """Write one shard of these images, and its record."""
     failed: list[dict[str, str]] = []
-    samples = _read(request, rows(planned.positions), failed, advance)
+    samples = _samples(request, images, failed, advance)
     with out.writing(request.format.paths(planned.shard)) as folder:
         entries = [vars(entry) for entry in request.format.write(folder, planned.shard, samples)]
     out.write(_record(planned), json_bytes({"entries": entries, "failed": failed}, indent=None))
 
 
-def _read(
-    request: ExportRequest, rows: Iterable[Mapping[str, Any]], failed: list[dict[str, str]], advance: Advance
-) -> Iterator[Sample]:
-    """Yield the images of the rows, read ahead by threads; those that cannot be read go to `failed`."""
-    captions = request.options.captions
+@contextlib.contextmanager
+def _reader(request: ExportRequest, rows: Iterable[Mapping[str, Any]]) -> Generator[Iterator[_Image]]:
+    """Yield the images of the rows, which threads read ahead."""
     hashing = threading.Semaphore(max(1, pa.cpu_count() - 1))
     _keep_freed_memory()
     with ThreadPoolExecutor(_READERS) as pool:
-        waiting: collections.deque[tuple[Mapping[str, Any], Future[tuple[bytes, str]]]] = collections.deque()
-        given = iter(rows)
-        while True:
-            while len(waiting) < 2 * _READERS and (row := next(given, None)) is not None:
-                waiting.append((row, pool.submit(_image, request, row, hashing)))
-            if not waiting:
-                return
-            row, future = waiting.popleft()
-            advance(1)
-            try:
-                data, extension = future.result()
-            except PixelFault as fault:
-                failed.append(
-                    {
-                        "uri": row["uri"],
-                        "sample_id": row["sample_id"],
-                        "kind": fault.kind,
-                        "error": fault.message,
-                    }
-                )
-                continue
+
+        def images() -> Iterator[_Image]:
+            waiting: collections.deque[_Image] = collections.deque()
+            given = iter(rows)
+            while True:
+                while len(waiting) < 2 * _READERS and (row := next(given, None)) is not None:
+                    waiting.append((row, pool.submit(_image, request, row, hashing)))
+                if not waiting:
+                    return
+                yield waiting.popleft()
+
+        yield images()
+
+
+def _samples(
+    request: ExportRequest, images: Iterable[_Image], failed: list[dict[str, str]], advance: Advance
+) -> Iterator[Sample]:
+    """Yield the samples of images; those that cannot be read go to `failed`."""
+    captions = request.options.captions
+    for row, image in images:
+        try:
+            data, extension = image.result()
+        except PixelFault as fault:
+            failed.append(
+                {
+                    "uri": row["uri"],
+                    "sample_id": row["sample_id"],
+                    "kind": fault.kind,
+                    "error": fault.message,
+                }
+            )
+        else:
             caption = next((row[name] for name in captions if row[name]), "")
             yield Sample(row, data, extension, caption)
+        advance(1)
 
 
 def _keep_freed_memory() -> None:
