@@ -97,7 +97,7 @@ def choose(
             chosen.append(ChosenMetric(use.name, use.metric, options, use.name in weights))
         else:
             left.append(MissingMetric(metric=use.name, reason=reason))
-    _report(left, len(protocol.metrics), allow_missing)
+    _report(left, len(protocol.metrics), "name what they need", allow_missing)
     return chosen, left
 
 
@@ -114,14 +114,14 @@ def sufficient(
     option that a metric does not take.
     """
     enough, left = [], []
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes = {} if references is None else _sizes(references)
     for each in chosen:
         reason = _too_little(each, items, references, sizes)
         if reason is None:
             enough.append(each)
         else:
             left.append(MissingMetric(metric=each.name, reason=reason))
-    _report(left, len(chosen), allow_missing)
+    _report(left, len(chosen), "give more images, or larger ones", allow_missing)
     sets = [each.name for each in enough if each.metric.startswith(("fid", "kid", "inception"))]
     if len(items) < FEWEST and sets:
         warn(f"{len(items)} images are few for {', '.join(sets)}: compare only results of the same number")
@@ -132,11 +132,11 @@ def _too_little(
     chosen: ChosenMetric,
     items: Sequence[EvalItem],
     references: References | None,
-    sizes: dict[str, tuple[int, int]],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> str | None:
     """Why there are too few images for a metric, or too small ones; None if there are enough.
 
-    sizes: takes the sizes of references, which are read at most once.
+    sizes: of the references, by name.
     """
     from uhr.models.metrics.registry import minimum
 
@@ -151,12 +151,10 @@ def _too_little(
     count = len(references.distinct)
     if count < least.references:
         return f"it needs {least.references} references or more, and there are {count}"
-    if least.references_side > 1 or least.same_size:
-        _read_sizes(references, sizes)
-        for name, size in sizes.items():
-            if min(size) < least.references_side:
-                what = f"and the reference {name} has {_px(size)}"
-                return f"it needs {least.references_side} px on each side, {what}"
+    for name, size in sizes.items():
+        if min(size) < least.references_side:
+            what = f"and the reference {name} has {_px(size)}"
+            return f"it needs {least.references_side} px on each side, {what}"
     if least.same_size and references.kind == "paired":
         for item, ref in zip(items, references.refs, strict=True):
             if sizes[ref.name] != item.size:
@@ -169,26 +167,27 @@ def _px(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} px"
 
 
-def _read_sizes(references: References, sizes: dict[str, tuple[int, int]]) -> None:
-    if sizes:
-        return
+def _sizes(references: References) -> dict[str, tuple[int, int]]:
+    """The size of each reference by its name. Raises UserError for a file that is no image."""
+    found = {}
     with progress("sizes", len(references.distinct), "references") as advance:
         for ref in references.distinct:
-            sizes[ref.name] = ref.size()
+            found[ref.name] = ref.size()
             advance()
+    return found
 
 
-def _report(left: Sequence[MissingMetric], count: int, allow_missing: bool) -> None:
+def _report(left: Sequence[MissingMetric], count: int, fix: str, allow_missing: bool) -> None:
     """Warn of metrics that are left out. Raises UserError if that is not allowed, or if none is left."""
     if left and not allow_missing:
         lines = grouped(left)
         more = f"; and {len(lines) - MOST_REASONS} more" if len(lines) > MOST_REASONS else ""
         reasons = "; ".join(lines[:MOST_REASONS])
         what = f"{counted(len(left), 'metric')} of {count} cannot be computed: {reasons}{more}"
-        raise UserError(what, "name what they need, or leave them out with --allow-missing")
+        raise UserError(what, f"{fix}, or leave them out with --allow-missing")
     if len(left) == count:
         what = f"no metric can be computed: {left[0].metric}: {left[0].reason}"
-        raise UserError(what, "give one of them what it needs")
+        raise UserError(what, fix)
     for each in grouped(left):
         warn(f"left out: {each}")
 

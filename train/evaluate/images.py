@@ -347,15 +347,17 @@ def _of_files(files: Sequence[Path]) -> tuple[list[ImageRef], list[str]]:
 
 def _hashes(refs: Sequence[ImageRef], known: Sequence[str | None]) -> list[str]:
     """What tells images apart: the SHA-256 of the file, and of a patch its place in it."""
-    found = []
-    left = sum(each is None for each in known)
-    with progress("hash", left, "references") as advance:
-        for ref, hashed in zip(refs, known, strict=True):
-            if hashed is None:
-                hashed = ref.sha256()
+    found = list(known)
+    left = [at for at, hashed in enumerate(known) if hashed is None]
+    if left:
+        with progress("hash", len(left), "references") as advance:
+            for at in left:
+                found[at] = refs[at].sha256()
                 advance()
-            found.append(hashed if ref.box is None else f"{hashed} {list(ref.box)}")
-    return found
+    return [
+        str(hashed) if ref.box is None else f"{hashed} {list(ref.box)}"
+        for ref, hashed in zip(refs, found, strict=True)
+    ]
 
 
 def _check_paired(place: Path, chosen: Sequence[int], items: Sequence[EvalItem]) -> None:

@@ -151,6 +151,10 @@ def test_references_that_are_too_few_or_of_another_size_are_reported_before_load
     code, _, err = score(file, images, "out", *options, folder("small", size=(40, 48)))
     says = "psnr: it compares pixels, and 0000 has 96x80 px and its reference 40x48 px"
     assert (code, says in err) == (1, True), err
+    broken = folder("broken", range(6))
+    (broken / "0004.png").write_bytes(b"nothing")
+    code, _, err = score(file, images, "out", *options, broken)
+    assert (code, "0004.png cannot be used" in err) == (1, True), err
     assert (loads(), Path("out").exists()) == ([], False)
 
 
