@@ -263,8 +263,9 @@ class _Steps:
                     EXCEPT SELECT {", ".join(strata)} FROM {self._table} GROUP BY ALL ORDER BY ALL"""
             )
             if lost:
+                what = "stratum is" if len(lost) == 1 else "strata are"
                 warn(
-                    f"--stratify {','.join(options.stratify or ())}: {len(lost):,} strata are too small for "
+                    f"--stratify {','.join(options.stratify or ())}: {len(lost):,} {what} too small for "
                     f"a row in this sample: {_listed(lost)}"
                 )
         if balance is not None and options.sample is not None:
@@ -272,8 +273,9 @@ class _Steps:
             most = max(count for _, count in sizes)
             few = [(value, count) for value, count in sizes if count < most - 1]
             if few:
+                what = "value has" if len(few) == 1 else "values have"
                 warn(
-                    f"--balance {options.balance}: {len(few):,} values have too few rows, and the others "
+                    f"--balance {options.balance}: {len(few):,} {what} too few rows, and the others "
                     f"have more: {_listed(few)}"
                 )
 

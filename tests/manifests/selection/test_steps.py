@@ -130,7 +130,7 @@ def test_balance_draws_equally_and_says_which_value_runs_out(
     assert capsys.readouterr().err == ""
     taken = Counter(aspect[sample] for sample in chosen(parent, balance="aspect_bucket", sample=101))
     assert taken == {"21:9": 10, "1:1": 45, "3:2": 46} or taken == {"21:9": 10, "1:1": 46, "3:2": 45}
-    assert "1 values have too few rows, and the others have more: 21:9 10" in " ".join(
+    assert "1 value has too few rows, and the others have more: 21:9 10" in " ".join(
         capsys.readouterr().err.split()
     )
 
@@ -148,7 +148,7 @@ def test_balance_with_strata_keeps_the_shares_within_each_value(parent: Manifest
 
 def test_a_stratum_without_a_row_is_named(parent: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     chosen(parent, stratify=("aspect_bucket",), sample=4)
-    assert "1 strata are too small for a row in this sample: 21:9" in " ".join(
+    assert "1 stratum is too small for a row in this sample: 21:9" in " ".join(
         capsys.readouterr().err.split()
     )
 
