@@ -42,6 +42,7 @@ class UnitImages:
         self._lanes = lanes
         self._evidence = next((p for p in this.header if isinstance(p.stage, FetchStage)), None)
         self._whole: tuple[str, Frame] | None = None
+        self._unavailable: set[int] = set()
         self.headers: dict[int, Header] = {}
 
     def frame(self, index: int) -> Frame:
@@ -74,24 +75,28 @@ class UnitImages:
         return files
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch the bytes of these images together, and leave those undone whose host is paused."""
-        reached: set[int] = set()
+        """Fetch the bytes of these images together, and leave those undone whose host is paused. What failed
+        for now, before another stage of this unit, is not tried again.
+        """
+        reached, failed = set[int](), set[int]()
 
         def fetch(item: Item) -> None:
             lane = self._source.lane(item)
             if self._lanes.paused(lane) is None:
                 facts = self._source.open(item).facts
                 if facts.get("transient"):
+                    failed.add(id(item))
                     self._lanes.failed(lane, facts["fault"])
                 else:
                     self._lanes.succeeded(lane)
                 reached.add(id(item))
 
-        items = {index: self._with_content(index) for index in indices}
+        items = {index: self._with_content(index) for index in indices if index not in self._unavailable}
         label = None if self._evidence is None else self._evidence.label
         # the calls of the stage, which then only read what was fetched, are counted apart
         with contextlib.nullcontext() if label is None else self._rows.timed(label, rows=0):
             self._source.prefetch(items.values(), fetch)
+        self._unavailable |= {index for index, item in items.items() if id(item) in failed}
         for index, item in items.items():
             why = self._lanes.paused(self._source.lane(item))
             if why is not None and id(item) not in reached:

@@ -10,14 +10,16 @@ import io
 import json
 import os
 import tempfile
+import threading
 import time
 import urllib.parse
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from weakref import WeakValueDictionary
 
 from uhr.base.files import atomic, sha256_file, write_json
 from uhr.base.paths import in_store, text_path
@@ -62,27 +64,35 @@ class Spool:
         # of all sources of the run; what a robots.txt says may depend on the options of one
         self.hosts = Hosts(shared / "hosts", options.per_host, machines)
         self._robots_texts = shared / files.name / "robots"
+        self._urls: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._urls_lock = threading.Lock()
         self._failed: dict[str, Mapping[str, Any]] = {}
         self._again: set[str] = set()
         self._held: deque[Path] = deque()
 
-    def forget(self) -> None:
-        """Let `fetch` try again what failed."""
-        self._failed.clear()
+    def forget(self, urls: Iterable[str]) -> None:
+        """Let `fetch` try again those of these URLs that failed."""
+        for url in urls:
+            self._failed.pop(url, None)
 
     def fetch(self, url: str) -> Mapping[str, Any]:
         """Fetch a URL, unless its answer is here. Returns the facts of the answer, by the columns of
         the stage `fetch`, with `fault` or `opt_out` if there is no body.
         """
-        known = self._known(url)
-        if known is not None and not self._tries_again(url, known):
-            return known
-        if url not in self._failed:
-            found = self._fetch(url, self._file(url))
-            if not found.transient:
-                return self.fetch(url)
-            self._failed[url] = {**_facts(found), "transient": True}
-        return self._failed[url]
+        with self._urls_lock:
+            own = self._urls.setdefault(url, threading.Lock())
+        # a list may have a URL in several rows, which threads fetch at the same time
+        with own:
+            known = self._known(url)
+            if known is not None and not self._tries_again(url, known):
+                return known
+            if url not in self._failed:
+                found = self._fetch(url, self._file(url))
+                known = None if found.transient else self._known(url)
+                if known is not None:
+                    return known
+                self._failed[url] = {**_facts(found), "transient": True}
+            return self._failed[url]
 
     def _known(self, url: str) -> Mapping[str, Any] | None:
         """Return the facts of an answer that is here, in the store, or in an earlier run."""

@@ -136,7 +136,8 @@ class Urls(TableRows):
 
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, `concurrency` at a time. What fails is a fault of the item's Blob."""
-        self.answers.forget()
+        items = list(items)
+        self.answers.forget(item["uri"].partition("#")[0] for item in items)
         with ThreadPoolExecutor(self.http.concurrency) as pool:
             for _ in pool.map(fetch or (lambda item: self.open(item).facts), items):
                 pass

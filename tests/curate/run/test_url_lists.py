@@ -95,6 +95,24 @@ def test_every_url_is_one_row_and_is_requested_once(site, pipeline, tmp_path, uh
     assert site.requests["/small.jpg"] == 1
 
 
+def test_a_url_in_several_rows_and_one_that_fails_for_now_are_requested_once(site, pipeline, tmp_path, uhr):
+    lines = [
+        f"{site.address}/{name},480,320,,CC0" for name in ("a.jpg", "a.jpg", "broken", "a.jpg", "broken")
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["url,width,height,caption,license", *lines]))
+    site.requests.clear()
+    site.delay = 0.2  # so that the rows wait for each other
+    try:
+        words = ("--out", tmp_path / "out", "--engine", "local", "--workers", 0)
+        code, _, errors = uhr("curate", "run", pipeline, *words)
+    finally:
+        site.delay = 0.0
+    assert code == 0, errors
+    rows = Manifest.open(tmp_path / "out").table().to_pylist()
+    assert [row["reason"] for row in rows] == [None, "duplicates", "duplicates", "unavailable", "unavailable"]
+    assert dict(site.requests) == {"/robots.txt": 1, "/a.jpg": 1, "/broken": 1}
+
+
 @pytest.mark.parametrize("pixels", ["none", "all"])
 def test_which_bytes_are_stored_is_a_choice(site, pipeline, tmp_path, uhr, pixels):
     arguments = ("curate", "run", pipeline, "--out", tmp_path / "out", "--engine", "local", "--workers", 0)
