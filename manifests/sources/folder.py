@@ -35,6 +35,14 @@ from uhr.manifests.sources.blobs import LocalBlob
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import path_of, uri_of
 
+_KINDS = {
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt"), ("urls",)),
+    ".parquet": ("parquet", "urls"),
+    ".zip": ("archives",),
+    ".tar": ("webdataset", "archives"),
+}
+"""The kinds of source that read a file, by its suffix."""
+
 
 class Folder(Source):
     """A folder of this machine: every file below it is an item, or a sidecar of one."""
@@ -74,7 +82,9 @@ class Folder(Source):
                 f"the source {self.place} does not exist", "name a folder of images with --source"
             )
         if not self.place.is_dir():
-            raise UserError(f"the source {self.place} is a file", "name the folder that contains it")
+            kinds = _KINDS.get(self.place.suffix.lower())
+            fix = f"write {' or '.join(f'{kind}:{self.place}' for kind in kinds)}" if kinds else None
+            raise UserError(f"the source {self.place} is a file", fix or "name the folder that contains it")
 
     def _list(self, advance: Advance) -> Listing:
         self.check()

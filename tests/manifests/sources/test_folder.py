@@ -173,6 +173,26 @@ def test_a_source_without_files_is_one_clear_line(tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("set.parquet", "write parquet:{0} or urls:{0}"),
+        ("list.CSV", "write urls:{0}"),
+        ("set.tar", "write webdataset:{0} or archives:{0}"),
+        ("set.zip", "write archives:{0}"),
+        ("image.jpg", "name the folder that contains it"),
+    ],
+)
+def test_a_file_is_no_folder_and_the_kind_that_reads_it_is_named(tmp_path, name, fix):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        sources.parse(str(tmp_path / name)).check()
+    assert error.value.fix == fix.format(tmp_path / name)
+    if fix.startswith("write"):
+        kinds = [text.partition(":")[0] for text in error.value.fix.removeprefix("write ").split(" or ")]
+        assert set(kinds) <= set(sources.NAMES)
+
+
 def given_of(source: Folder) -> dict[str, dict | None]:
     items = source.list().items
     values = items["given"].to_pylist() if "given" in items.schema.names else [None] * items.num_rows
