@@ -63,7 +63,8 @@ def show(path: Folder, as_json: Json = False) -> None:
 
     manifest = Manifest.open(path)
     stats = compute(manifest)
-    console.emit(asdict(stats), as_json, lambda _: print_stats(manifest, stats))
+    of = None if manifest.parent is None else manifest.parent.name
+    console.emit({**asdict(stats), "by_reference": of}, as_json, lambda _: print_stats(manifest, stats))
 
 
 @app.command("slice")

@@ -131,11 +131,16 @@ class Manifest:
             return parquet.schema_of(self.path / self.info.parts[0].path).remove_metadata()
 
     @cached_property
+    def own_fields(self) -> list[pa.Field]:
+        """The columns that the parts have the values of: all, or by reference those that are added."""
+        return list(self.stored_schema) if self.parent is None else reference.own_fields(self.stored_schema)
+
+    @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the rows, with the field metadata."""
         if self.parent is None:
             return self.stored_schema
-        return reference.with_columns(self.parent.schema, reference.own_fields(self.stored_schema))
+        return reference.with_columns(self.parent.schema, self.own_fields)
 
     @property
     def columns(self) -> list[Column]:
@@ -296,7 +301,7 @@ class Manifest:
         names = self.schema.names if columns is None else list(columns)
         if self.parent is None:
             return self.stored(group, names)
-        own = {"sample_id", *(field.name for field in reference.own_fields(self.stored_schema))}
+        own = {"sample_id", *(field.name for field in self.own_fields)}
         inherited = [name for name in names if name not in own]
         keys = [reference.POSITION.name] if inherited else []
         rows = self.stored(group, [*(name for name in names if name in own), *keys])

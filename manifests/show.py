@@ -27,6 +27,9 @@ def print_stats(manifest: Manifest, stats: Stats) -> None:
     info, counts = manifest.info, stats.counts
     say(shown(f"{manifest.name}  {summary(info.operation)}"))
     say(shown(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}"))
+    if manifest.parent is not None:
+        own = ", ".join(field.name for field in manifest.own_fields) or "none"
+        say(shown(f"by reference to {manifest.parent.name}; columns of its own: {own}"))
     say()
     states = ", ".join(f"{counts[state]} {state}" for state in ("kept", "rejected", "failed"))
     say(f"{counts['rows']} rows: {states}")
@@ -208,7 +211,7 @@ def print_forgotten(done: Forgotten) -> None:
         say(shown(f"cache {'to be removed' if done.dry_run else 'removed'}: {path}"))
     for path in done.other_caches:
         say(shown(f"cache of another user, not changed: {path}"))
-    say("caches on other machines are not reached: remove uhr/manifests and uhr/slices from ~/.cache there")
+    say("caches on other machines are not reached: remove uhr/manifests from ~/.cache there")
     for left in done.remaining:
         rows = f"{counted(left.rows, 'other row')} of the same {left.option}"
         say(

@@ -85,6 +85,7 @@ def joined(rows: pa.Table, parent: Manifest, columns: Sequence[str], name: str) 
             f"{name} refers to rows that its parent {parent.name} does not have",
             f"see 'uhr manifest verify {name}', or make it anew",
         )
+    rows = rows.drop_columns([POSITION.name])  # the parent may have a column of this name
     for field in schema:
         rows = rows.append_column(field, inherited[field.name])
     return rows

@@ -16,7 +16,6 @@ from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
-from uhr.manifests.selection.reference import own_fields
 from uhr.manifests.sql import literal, quoted
 from uhr.manifests.verify.scan import scan
 
@@ -260,10 +259,7 @@ def _coverage(values: Mapping[str, int], manifest: Manifest) -> Iterator[VerifyF
         if name in stated and count != stated[name]:
             what = f"has {count:,} values in the parts, and manifest.json says {stated[name]:,}"
             yield VerifyFault("coverage", name, what)
-    names = set(manifest.schema.names)
-    if manifest.parent is not None:
-        names = {field.name for field in own_fields(manifest.stored_schema)}
-    for name in sorted(names ^ {*stated}):
+    for name in sorted({field.name for field in manifest.own_fields} ^ {*stated}):
         where = "only in the parts" if name not in stated else "only in the coverage of manifest.json"
         yield VerifyFault("coverage", name, f"is {where}")
 

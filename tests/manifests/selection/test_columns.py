@@ -235,6 +235,18 @@ def test_a_column_that_has_other_values_than_stated_is_found(manifest: Manifest,
     assert "has 0 values in the parts, and manifest.json says 3" in fault.what
 
 
+def test_a_column_of_the_name_of_a_key_is_the_parents(make: Make, tmp_path: Path) -> None:
+    names = [f"{n}.jpg" for n in range(5)]
+    rows = [{"uri": n, "sample_id": sample_id(n), "status": "kept", "position": 9} for n in names]
+    schema = schema_of([]).append(pa.field("position", pa.int64()))
+    parent = make(tmp_path / "set", rows, schema=schema, stages=[], previews=None)
+    made = extended(parent, tmp_path / "made", {}, SCORE, by_reference=True)
+    assert made.table(["position"])["position"].to_pylist() == [9] * 5
+    assert verify(made.path).faults == []
+    with pytest.raises(UserError, match="cannot add a column sample_id or position"):
+        extended(parent, tmp_path / "no", {}, schema.field("position"), by_reference=True)
+
+
 def _commit(folder: Path, info: Any, schema: pa.Schema) -> None:
     from uhr.base.files import write_json
     from uhr.manifests.info import content_id
@@ -250,7 +262,10 @@ def test_rows_are_read_from_the_parent_by_every_command(
     call = ["manifest", "slice", str(manifest.path), "--status", "any", "--split", "a=0.5,b=0.5"]
     assert main([*call, "--materialise", "none", "--out", str(out)]) == 0
     assert OfManifest(path=str(out)).list().items.num_rows == manifest.info.counts["kept"]
-    for command in ("show", "verify", "lineage", "report"):
+    capsys.readouterr()
+    assert main(["manifest", "show", str(out)]) == 0
+    assert f"by reference to {manifest.path}; columns of its own: split" in capsys.readouterr().out
+    for command in ("verify", "lineage", "report"):
         assert main(["manifest", command, str(out)]) == 0, command
     assert (
         main(
