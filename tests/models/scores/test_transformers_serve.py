@@ -1,4 +1,4 @@
-"""The caption client against a real server process, `transformers serve`, with a tiny random model."""
+"""Captions and judge against a real server process, `transformers serve`, with a tiny random model."""
 
 import json
 import os
@@ -111,6 +111,41 @@ def test_captions_of_a_real_server_are_those_that_transformers_generates(served,
     (cut,) = short.captions([torch.from_numpy(flat)])
     assert isinstance(cut, NoAnswer)
     assert "longer than 2 tokens" in str(cut)
+
+
+def test_a_judge_that_answers_at_random_has_no_opinion(served, ending, tmp_path, monkeypatch, capfd):
+    """Random tokens name neither image: no answer is counted, as a tie or otherwise."""
+    from uhr.cli import main
+    from uhr.train.evaluate.judges import model
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model, "TOKENS", TOKENS)
+    Path("prompts.txt").write_text("a lake\na tower\n")
+    tree = {"name": "two", "about": "two", "prompts": {"file": "prompts.txt"}, "size": "64x64"}
+    Path("two.yaml").write_text(json.dumps({**tree, "metrics": [{"metric": "compression-ratio"}]}))
+    for name, first in (("a", 0), ("b", 10)):
+        Path(name).mkdir()
+        for number in range(2):
+            noise = np.random.default_rng(first + number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(f"{name}/{number}.png")
+        assert main(["eval", "run", "two.yaml", "--images", name, "--out", f"result-{name}"]) == 0
+    answered = []
+
+    def choice(server, messages, tokens, real=ChatServer.choice):
+        answered.append(real(server, messages, tokens))
+        return answered[-1]
+
+    monkeypatch.setattr(ChatServer, "choice", choice)
+    capfd.readouterr()
+    given = ["eval", "judge", "result-a", "result-b", "--server", served, "--model", str(ending)]
+    code = main([*given, "--rows", "2", "--at-once", "2", "--out", "judged", "--json"])
+    out, err = capfd.readouterr()
+    # the server has answered each of 2 prompts x 3 questions x 2 orders
+    assert len(answered) == 12, err
+    assert all(each["message"]["content"] for each in answered)
+    assert (code, "no question was answered" in err, out) == (1, True, ""), err
+    assert not list(Path("judged").rglob("*-*-*.json"))
+    assert not Path("judged/judge.json").exists()
 
 
 def _as_sent(image: np.ndarray) -> np.ndarray:

@@ -78,6 +78,14 @@ def test_unusable_answers_are_not_counted_and_tried_again(two, uhr, chat):
     assert len(chat.requests) == 36 + 9
 
 
+def test_an_answer_that_was_cut_in_its_reasoning_is_none(two, uhr, chat):
+    message = {"role": "assistant", "content": "<think>The FIRST image has more detail, but"}
+    chat.reply = lambda body, n: {"choices": [{"finish_reason": "length", "message": message}]}
+    code, _, err = judge(uhr, chat, "--rows", 2)
+    assert (code, "no question was answered: the answer is longer than 2048 tokens" in err) == (1, True), err
+    assert not Path("j/judge.json").exists()
+
+
 def test_what_cannot_be_judged_is_one_line(two, uhr, chat, protocol, folder, score):
     chat.reply = lambda body, n: "neither nor"
     code, _, err = judge(uhr, chat)

@@ -23,7 +23,7 @@ from uhr.base.files import or_half_written, saving, write_json
 from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.llm.answers import without_thoughts
-from uhr.models.llm.chat import ChatServer, NoAnswer, image_part
+from uhr.models.llm.chat import ChatServer, NoAnswer, complete_text, image_part
 from uhr.models.llm.pool import answers as answer_all
 from uhr.train.evaluate.compare.comparison import Arm, Comparison
 from uhr.train.evaluate.compare.page import read_image
@@ -135,7 +135,7 @@ def _begin(job: JudgeJob) -> None:
 
 
 def _answer(job: JudgeJob, ask: _Ask) -> dict[str, Any]:
-    """Ask one question. Raises NoAnswer if the answer is not one of the three words."""
+    """Ask one question. Raises NoAnswer if the answer is cut, or is not one of the three words."""
     arms = job.arms if ask.order == "ab" else job.arms[::-1]
     prompt = job.found.arms[0].scores["prompt"][ask.row].as_py()
     parts: list[dict[str, Any]] = []
@@ -144,7 +144,8 @@ def _answer(job: JudgeJob, ask: _Ask) -> dict[str, Any]:
         parts += [{"type": "text", "text": f"The {name} image:"}, whole, crop]
     parts.append({"type": "text", "text": f"The prompt: {prompt}\n\n{QUESTIONS[ask.question]}"})
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": parts}]
-    text = without_thoughts(job.server.choice(messages, TOKENS)["message"].get("content") or "")
+    # an answer that was cut may name an image in its reasoning alone
+    text = without_thoughts(complete_text(job.server.choice(messages, TOKENS), TOKENS))
     words = re.findall(r"\b(FIRST|SECOND|TIE)\b", text.upper())
     if len(set(words)) != 1:
         raise NoAnswer(f"the answer is not FIRST, SECOND or TIE: {text[:80]!r}")
