@@ -101,3 +101,24 @@ def test_what_is_no_result_or_has_a_taken_name_is_one_line(two, uhr):
     scores = Path("b/scores.parquet")
     scores.write_bytes(scores.read_bytes() + b"x")
     assert "has changed since the evaluation" in uhr("eval", "compare", "a", "b")[2]
+
+
+def test_every_published_method_and_metric_has_an_entry():
+    from uhr.models.metrics.registry import NAMES
+    from uhr.models.samplers import SAMPLERS
+    from uhr.train.evaluate import protocol
+    from uhr.train.evaluate.compare import citations
+    from uhr.train.recipes import NAMES as recipes
+
+    tables = (citations.METRICS, citations.SAMPLERS, citations.RECIPES, citations.PROTOCOLS)
+    keys = {key for table in tables for entry in table.values() for key in entry}
+    assert keys <= citations._entries().keys()
+    # of this project, of the user, or without a paper
+    own = {"random-frechet", "random-kernel", "grid", "seams", "speckle", "repetition", "command", "function"}
+    assert set(NAMES) - set(citations.METRICS) == own | {"psnr"}
+    assert set(SAMPLERS) == set(citations.SAMPLERS)
+    begins = tuple(citations.RECIPES)
+    assert [name for name in recipes if not name.startswith(begins)] == []
+    assert [name for name in protocol.names() if not name.startswith(tuple(citations.PROTOCOLS))] == [
+        "uhr-default"
+    ]

@@ -93,7 +93,15 @@ def test_two_images_are_compared_pixel_by_pixel_without_a_network(open_page, bro
         page.until("document.getElementById('scale').textContent === '800 %'")
         moves = page.run("[...document.querySelectorAll('.pane img')].map((one) => one.style.transform)")
         assert moves[0] == moves[1]
+        middle = "(() => { const [x, y, scale] = document.querySelector('#pane-left img').style.transform"
+        middle += ".match(/-?[\\d.]+/g).map(Number), b = document.querySelector('#pane-left')"
+        middle += (
+            ".getBoundingClientRect(); return [(b.width / 2 - x) / scale, (b.height / 2 - y) / scale]; })()"
+        )
+        before = page.run(middle)
         page.click("#difference")
+        # the same place at the same scale, in a pane of another size
+        assert (page.text("#scale"), page.run(middle)) == ("800 %", pytest.approx(before, abs=0.01))
         page.click("#one")
         assert "|result-a - ours| x 4" in page.text("#said")
         x, y = page.run(

@@ -136,6 +136,7 @@ def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(
         page.click(".open", 1)
         page.until("[...document.querySelectorAll('.pane img')].every((one) => one.naturalWidth)")
         assert page.text("#pane-right .label").startswith("trained, seed 3")
+        assert "hu2022lora" in page.run("document.getElementById('bibtex').textContent")
         assert page.faults == []
         assert not page.is_wider_than_its_window()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +29,9 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "pyiqa": ("chen2022pyiqa",),
     "artimuse": ("cao2025artimuse",),
     "laion-aesthetics": ("schuhmann2022laion",),
+    "ssim": ("wang2004ssim",),
+    "dpg-bench": ("hu2024ella",),
+    "geneval2": ("kamath2025geneval2",),
 }
 """By the name of a metric in the registry."""
 
@@ -44,27 +47,46 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "ultragen": ("zhang2025ultragen",),
 }
 
+RECIPES: Mapping[str, tuple[str, ...]] = {
+    "gca": ("yu2026realuhr",),
+    "urae": ("yu2025urae",),
+    "ultragen": ("zhang2025ultragen",),
+    "ultraflux": ("ye2026ultraflux",),
+    "vae-f16": ("ye2026ultraflux",),
+    "lora": ("hu2022lora",),
+}
+"""By the beginning of a recipe's name."""
+
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "aesthetic-eval": ("zhang2025diffusion4k",),
     "ultraflux": ("ye2026ultraflux", "zhang2025diffusion4k"),
     "hiflow": ("bu2025hiflow",),
     "urae": ("yu2025urae", "wu2023hpsv2"),
     "ultrahr": ("zhao2025ultrahr",),
+    "dpg-bench": ("hu2024ella",),
+    "geneval2": ("kamath2025geneval2",),
 }
 """By the beginning of a protocol's name."""
 
 
-def bibtex(found: Comparison) -> str:
-    """Return the entries of what a comparison uses, each once, sorted by key."""
+def bibtex(found: Comparison, recipes: Iterable[str] = ()) -> str:
+    """Return the entries of what a comparison uses, each once, sorted by key.
+
+    recipes: names of those that trained its methods.
+    """
     entries = _entries()
-    return "\n".join(entries[key] for key in sorted({*_keys(found)} & entries.keys()))
+    keys = {*_keys(found), *(key for name in recipes for key in _of_beginning(RECIPES, name))}
+    return "\n".join(entries[key] for key in sorted(keys & entries.keys()))
+
+
+def _of_beginning(table: Mapping[str, tuple[str, ...]], name: str) -> Iterator[str]:
+    for beginning, keys in table.items():
+        if name.startswith(beginning):
+            yield from keys
 
 
 def _keys(found: Comparison) -> Iterator[str]:
-    name = found.arms[0].info.protocol.name
-    for beginning, keys in PROTOCOLS.items():
-        if name.startswith(beginning):
-            yield from keys
+    yield from _of_beginning(PROTOCOLS, found.arms[0].info.protocol.name)
     uses = {use.name: use for use in found.protocol.metrics}
     for arm in found.arms:
         for metric in arm.info.metrics:

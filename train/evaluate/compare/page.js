@@ -10,7 +10,7 @@
   // all images of a row have one size
   const here = () => data.rows[state.row].images[state.left];
   const view = zoomable(panes, [sides.left, sides.right], here, label);
-  const { draw, fit, zoom, pixel } = view;
+  const { draw, fit, resized, zoom, pixel } = view;
 
   function label() {
     byId("scale").textContent = `${Math.round((100 * view.state.scale) / pixel())} %`;
@@ -77,8 +77,8 @@
 
   function mode(name) {
     state.mode = name;
-    draw();  // the panes have another size afterwards
-    fit();
+    label();  // the panes have another size afterwards
+    resized();
   }
 
   for (const button of document.querySelectorAll(".open")) {
@@ -106,7 +106,7 @@
     };
     if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
   });
-  addEventListener("resize", () => { if (!viewer.hidden) fit(); });
+  addEventListener("resize", () => { if (!viewer.hidden) resized(); });
 
   const list = byId("rows"), articles = [...list.children];
   byId("order").onchange = (event) => {

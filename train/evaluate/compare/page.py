@@ -80,7 +80,9 @@ def write_page(
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
-    text = template(PAGE).render(**_content(found, out, budget), experiment=experiment)
+    recipes = () if experiment is None else experiment["recipes"]
+    content = {**_content(found, out, budget), "bibtex": bibtex(found, recipes)}
+    text = template(PAGE).render(**content, experiment=experiment)
     with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
@@ -110,7 +112,6 @@ def _content(found: Comparison, out: Path, budget: int) -> dict[str, Any]:
         "facts": _facts(found.arms),
         "identities": _yaml({m.name: m.identity for arm in found.arms for m in arm.info.metrics}),
         "tree": _yaml(info.protocol.tree),
-        "bibtex": bibtex(found),
         "data": {
             "arms": [arm.name for arm in found.arms],
             "rows": [_data(row, pictures[at]) for at, row in enumerate(rows)],
@@ -125,7 +126,7 @@ def _column(found: Comparison, column: ComparedColumn) -> dict[str, Any]:
         "name": column.name,
         "own": column_name(column.metric),
         "metric": column.metric,
-        "short": column.metric.partition("/")[0],
+        "short": _short(found, column),
         "meaning": column.meaning,
         "arrow": ARROWS[column.better],
         "per_image": column.kind == "image",
@@ -144,6 +145,17 @@ class Shown(NamedTuple):
     wins: float | None = None
 
 
+def _short(found: Comparison, column: ComparedColumn) -> str:
+    """A name for people: of the metric without its options, or of the column where it has several."""
+    return _one_of_several(found, column) or column.metric.partition("/")[0]
+
+
+def _one_of_several(found: Comparison, column: ComparedColumn) -> str:
+    """The name of a column if its metric has several, else nothing: it says no more than the metric's."""
+    several = sum(each.metric == column.metric for each in found.columns) > 1
+    return column.name if several else ""
+
+
 def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:
     """The rows of a column in the table of differences."""
     known = [
@@ -151,11 +163,16 @@ def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, An
         for arm, each in zip(found.arms, column.differences, strict=True)
         if each is not None
     ]
-    return difference_rows(column.metric, column.better, known)
+    return difference_rows((column.metric, _one_of_several(found, column)), column.better, known)
 
 
-def difference_rows(metric: str, better: str | None, known: Sequence[Shown]) -> list[dict[str, Any]]:
-    """The rows of a metric in a table of differences, with the geometry of their plots."""
+def difference_rows(
+    names: tuple[str, str], better: str | None, known: Sequence[Shown]
+) -> list[dict[str, Any]]:
+    """The rows of a column in a table of differences, with the geometry of their plots.
+
+    names: of the metric, and of the column if the metric has several.
+    """
     ends = [abs(end) for each in known for end in (each.value, each.low, each.high) if end is not None]
     widest = max(ends, default=0.0) or 1.0
     # better is to the right, whatever the direction of the metric
@@ -166,7 +183,8 @@ def difference_rows(metric: str, better: str | None, known: Sequence[Shown]) -> 
         wins = each.wins if sign > 0 or each.wins is None else 1 - each.wins
         rows.append(
             {
-                "metric": metric,
+                "metric": names[0],
+                "column": names[1],
                 "arrow": ARROWS[better],
                 "arm": each.arm,
                 "value": f"{each.value:+.4g}",
@@ -282,8 +300,7 @@ def _row(
             if column.kind == "image"
         },
         "labels": [
-            " · ".join(f"{column.metric.partition('/')[0]} {text[column.name]}" for column in columns)
-            for text in texts
+            " · ".join(f"{_short(found, column)} {text[column.name]}" for column in columns) for text in texts
         ],
     }
 

@@ -5,6 +5,7 @@
 function zoomable(box, panes, size, drawn = () => {}) {
   const state = { scale: 1, x: 0, y: 0 };
   const images = panes.map((pane) => pane.querySelector("img"));
+  let fitted = true, last = { width: 0, height: 0 };  // `last`: the size of a pane at the last change
   const pixel = () => 1 / (window.devicePixelRatio || 1);  // one image px is one px of the screen
   const fitting = (pane) => Math.min(pane.width / size().width, pane.height / size().height);
 
@@ -15,14 +16,25 @@ function zoomable(box, panes, size, drawn = () => {}) {
       one.style.transform = `translate(${state.x}px, ${state.y}px) scale(${state.scale})`;
       one.classList.toggle("pixels", state.scale >= 0.999 * pixel());
     }
+    last = panes[0].getBoundingClientRect();
     drawn();
   }
 
   function fit() {
     const pane = panes[0].getBoundingClientRect();
+    fitted = true;
     state.scale = fitting(pane);
     state.x = (pane.width - size().width * state.scale) / 2;
     state.y = (pane.height - size().height * state.scale) / 2;
+    draw();
+  }
+
+  // after the panes have got another size: the whole image stays whole, else its middle stays in the middle
+  function resized() {
+    if (fitted) return fit();
+    const pane = panes[0].getBoundingClientRect();
+    state.x += (pane.width - last.width) / 2;
+    state.y += (pane.height - last.height) / 2;
     draw();
   }
 
@@ -34,6 +46,7 @@ function zoomable(box, panes, size, drawn = () => {}) {
     state.x = cx - ((cx - state.x) * bounded) / state.scale;
     state.y = cy - ((cy - state.y) * bounded) / state.scale;
     state.scale = bounded;
+    fitted = false;
     draw();
   }
 
@@ -62,6 +75,7 @@ function zoomable(box, panes, size, drawn = () => {}) {
     one.x = event.clientX - one.corner.x;
     one.y = event.clientY - one.corner.y;
     const now = middle();
+    fitted = false;
     state.x += now.x - before.x;
     state.y += now.y - before.y;
     if (before.apart > 0 && now.apart > 0) zoom((state.scale * now.apart) / before.apart, now.x, now.y);
@@ -76,10 +90,9 @@ function zoomable(box, panes, size, drawn = () => {}) {
     zoom(state.scale * 2 ** (-event.deltaY / 240), at.x, at.y);
   }, { passive: false });
   box.addEventListener("dblclick", (event) => {
-    const fitted = Math.abs(state.scale / fitting(panes[0].getBoundingClientRect()) - 1) < 0.01;
-    if (!fitted) return fit();
+    if (Math.abs(state.scale / fitting(panes[0].getBoundingClientRect()) - 1) > 0.01) return fit();
     const at = place(event);
     zoom(pixel(), at.x, at.y);
   });
-  return { state, draw, fit, zoom, pixel };
+  return { state, draw, fit, resized, zoom, pixel };
 }

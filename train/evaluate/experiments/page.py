@@ -35,7 +35,7 @@ def write_page(facts: Mapping[str, Any], arms: Sequence[Arm], out: Path) -> None
         "values": [
             {
                 "metric": column["metric"],
-                "name": "" if column["name"] in _own_names(facts, column["metric"]) else column["name"],
+                "name": _several(facts, column),
                 "meaning": column["meaning"],
                 "arrow": ARROWS[column["better"]],
                 "cells": [tables.cell(column["arms"][name]) or "–" for name in names],
@@ -44,7 +44,8 @@ def write_page(facts: Mapping[str, Any], arms: Sequence[Arm], out: Path) -> None
         ],
         "overlap": tables.overlap_of(facts),
         "notes": tables.notes(facts),
-        "differences": [row for column in facts["columns"] for row in _differences(column, names[1:])],
+        "differences": [row for column in facts["columns"] for row in _differences(facts, column)],
+        "recipes": [arm["recipe"] for arm in facts["arms"].values() if arm["recipe"] is not None],
         "part_titles": tables.PARTS,
         "parts": [[_text(cell) for cell in row] for row in tables.part_rows(facts)],
         "unequal": list(facts["unequal"]),
@@ -55,20 +56,20 @@ def write_page(facts: Mapping[str, Any], arms: Sequence[Arm], out: Path) -> None
     page.write_page(compare(arms), out, experiment=content)
 
 
-def _own_names(facts: Mapping[str, Any], metric: str) -> list[str]:
-    """The column of a metric with a single one, whose name says no more than that of the metric."""
-    columns = [column["name"] for column in facts["columns"] if column["metric"] == metric]
-    return columns if len(columns) == 1 else []
+def _several(facts: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    """The name of a column if its metric has several, else nothing: it says no more than the metric's."""
+    several = sum(each["metric"] == column["metric"] for each in facts["columns"]) > 1
+    return column["name"] if several else ""
 
 
-def _differences(column: Mapping[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _differences(facts: Mapping[str, Any], column: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     found = {
         name: value["difference"]
-        for name in names
-        if (value := column["arms"][name]) is not None and value.get("difference")
+        for name, value in column["arms"].items()
+        if value is not None and value.get("difference")
     }
     known = [page.Shown(name, d["value"], d["low"], d["high"], d["clear"]) for name, d in found.items()]
-    rows = page.difference_rows(column["metric"], column["better"], known)
+    rows = page.difference_rows((column["metric"], _several(facts, column)), column["better"], known)
     for row, difference in zip(rows, found.values(), strict=True):
         low, high = difference["prompts"]["low"], difference["prompts"]["high"]
         prompts = "–" if low is None else f"[{low:+.4g}, {high:+.4g}]"

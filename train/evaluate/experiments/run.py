@@ -213,6 +213,7 @@ def _facts(job: ExperimentJob, results: Mapping[str, Sequence[Arm]]) -> dict[str
         "arms": {
             name: {
                 "seeds": [run.seed for run in by_arm[name] if run.seed is not None],
+                "recipe": None if (recipe := by_arm[name][0].recipe) is None else recipe.name,
                 "results": [str(run.result) for run in by_arm[name]],
                 "devices": measured[name][1],
                 "budget": measured[name][0].model_dump(),
