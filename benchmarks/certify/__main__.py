@@ -135,3 +135,6 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
         sys.exit(f"certify: {error}")
+    except KeyboardInterrupt:
+        # the rows that are finished are in the results
+        sys.exit(130)

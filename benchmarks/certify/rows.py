@@ -43,7 +43,8 @@ class Weights:
 
 
 def _hub(name: str, file: str | None = None) -> Weights:
-    return Weights(name, f"download {file or 'all of it'} from the hub's {name}", file)
+    what = name if file is None else f"{name} {file}"
+    return Weights(name, f"run: hf download {what} --local-dir {{folder}}/{folder_name(name)}", file)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_what_a_row_lacks_is_listed_with_how_to_get_it(tmp_path, capsys):
     assert lacks["urae-2k"] == {
         f"{weights}/black-forest-labs--FLUX.1-dev": f"run: uhr fetch lora --model flux1-dev --to {weights}",
         f"{weights}/Huage001--URAE/urae_2k_adapter.safetensors": (
-            "download urae_2k_adapter.safetensors from the hub's Huage001/URAE"
+            f"run: hf download Huage001/URAE urae_2k_adapter.safetensors --local-dir {weights}/Huage001--URAE"
         ),
         str(clone): (
             f"run: git clone https://github.com/Huage001/URAE {clone} && git -C {clone} checkout 030abeb"
