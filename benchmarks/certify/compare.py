@@ -11,9 +11,9 @@ from uhr.base.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-FACTOR = 3.0
-"""Times the deviation by rounding that a certified row may have: the official code rounds at every operation,
-the measurement of rounding only once, at the start."""
+FACTOR = 2.0
+"""Times the deviation by rounding that a certified row may have: the official code also rounds where the
+measurement of rounding does not."""
 
 LOST = 0.3
 """Deviation by rounding above which nothing can be said: the images have little in common by chance alone."""
@@ -25,9 +25,9 @@ class Deviation:
 
     steps: relative L2 norm of the difference of the latents after each step, through all stages, as far as
     both sides go. largest: largest absolute difference of the last latents. rounding: that norm after the
-    last step, between our run and ours with its noise changed by about one rounding. psnr: of the images, in
-    dB; None if they are equal. pixel: largest difference of a pixel, of 255. reasons: what else differs, such
-    as the number of steps.
+    last step, between our run and ours rounded otherwise (`ours`). psnr: of the images, in dB; None if they
+    are equal. pixel: largest difference of a pixel, of 255. reasons: what else differs, such as the number of
+    steps.
     """
 
     steps: tuple[float, ...]

@@ -109,9 +109,9 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         "# Published weights: the official code and ours",
         "",
         "`make certify`. Both sides start from the same noise. `first step`, `last step`: relative L2 norm",
-        "of the difference of the latents. `rounding`: the same of our last latents and those with our noise",
-        "changed by one rounding of the dtype. `limit`: the largest `last step` that is certified. `PSNR` in",
-        "dB and `pixel`, the largest difference of 255, are of the images.",
+        "of the difference of the latents. `rounding`: the same of our last latents and of those with noise",
+        "and timesteps rounded otherwise. `limit`: the largest `last step` that is certified. `PSNR` in dB",
+        "and `pixel`, the largest difference of 255, are of the images.",
         "",
     ]
     if not results:

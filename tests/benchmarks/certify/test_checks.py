@@ -278,7 +278,7 @@ def test_images_of_two_sizes_are_an_error_and_another_number_of_steps_a_reason(t
         (float("nan"), 0.0, "deviates"),
     ],
 )
-def test_a_row_is_certified_up_to_its_tolerance_or_three_times_rounding(last, rounding, verdict):
+def test_a_row_is_certified_up_to_its_tolerance_or_twice_rounding(last, rounding, verdict):
     assert Deviation((0.0, last), 0.0, rounding, None, 0).verdict(CLOSE) == verdict
 
 

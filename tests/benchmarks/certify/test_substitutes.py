@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from benchmarks.certify import report
+from benchmarks.certify.compare import FACTOR
 from benchmarks.certify.rows import CLOSE, ROWS, row_named
 
 CALLS = {
@@ -106,9 +107,12 @@ def test_noise_of_its_own_on_the_official_side_is_an_error(certify, changed):
     assert found.results == []
 
 
-def test_the_answer_as_json_is_the_result_that_is_kept(certify, tmp_path):
-    found = certify("urae-2k", "--steps", 1, "--json")
+def test_in_bfloat16_the_sides_differ_by_what_rounding_does_and_the_answer_as_json_is_kept(certify, tmp_path):
+    found = certify("urae-2k", "--steps", 8, "--dtype", "bfloat16", "--json")
+    assert found.code == 0, found.err
     assert json.loads(found.out) == found.results
+    result = found.results[0]
+    assert CLOSE < result["steps"][-1] <= result["limit"] == FACTOR * result["rounding"]
     table = (tmp_path / "results" / report.TABLE).read_text()
     assert "| urae-2k |" in table
     assert found.results[0]["weights"].keys() >= {"transformer", "vae", "text_encoder", "text_encoder_2"}
