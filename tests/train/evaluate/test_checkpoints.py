@@ -52,6 +52,8 @@ def test_all_checkpoints_are_scored_and_drawn(run, file, tiny_flux, uhr, browser
     with browser.page() as page:
         page.open((tmp_path / "out" / "checkpoints.html").as_uri())
         assert page.run("document.querySelectorAll('circle').length") == 3
+        page.resize(390, 844)
+        assert not page.is_wider_than_its_window()
         heights = page.run(
             "[...document.querySelectorAll('circle')].map((one) => Number(one.getAttribute('cy')))"
         )

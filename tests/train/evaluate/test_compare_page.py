@@ -78,6 +78,12 @@ def test_two_images_are_compared_pixel_by_pixel_without_a_network(open_page, bro
             "Their values, not computed here",
         ]
         assert "143.11" in page.text(".theirs")
+        # of three prompts no difference is clear, and no dot is filled
+        dots = page.run(
+            "[...document.querySelectorAll('#differences circle')].map((one) => one.classList.value)"
+        )
+        assert dots
+        assert all("hollow" in each.split() for each in dots)
         assert page.texts(".prompt")[0].endswith("a lake <script>alert(1)</script>")
         page.click(".row:nth-child(1) .open", 1)
         loaded(page)

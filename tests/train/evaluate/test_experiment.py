@@ -130,7 +130,10 @@ def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(
         ]
         assert f"{found['trained']['value']:.4g}"[:4] in page.text("#values")
         assert "prompts in training data" in page.text("#values")
-        assert page.run("document.querySelectorAll('#differences circle').length") == 1
+        (dot,) = page.run(
+            "[...document.querySelectorAll('#differences circle')].map((o) => o.classList.value)"
+        )
+        assert ("hollow" in dot.split()) != found["trained"]["difference"]["clear"]
         marked = page.texts("#budgets .unequal th")
         assert {"trainable parameters ≠", "images seen ≠", "calls per image ≠"} <= set(marked)
         page.click(".open", 1)

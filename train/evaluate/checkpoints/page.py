@@ -82,7 +82,8 @@ def _chart(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
         "label": f"{name} from {precise(points[0][1].value)} to {precise(points[-1][1].value)}",
         "line": " ".join(f"{at},{height}" for at, height in places),
         "band": " ".join([*upper, *lower]) if has_band else "",
-        "bars": [] if has_band else edges,
+        # a band has no width at a single step
+        "bars": [] if has_band and len(points) > 1 else edges,
         "dots": [
             {"x": at, "y": height, "label": f"step {step}: {with_interval(column)}"}
             for (at, height), (step, column) in zip(places, points, strict=True)
