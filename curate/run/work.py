@@ -317,12 +317,16 @@ class _UnitRun:
             self._watch.end()
             self._images.prefetch(indices)
 
+    def _is_fetched(self, index: int) -> bool:
+        """Whether `_prefetch` fetches the bytes of a row, and records for its host whether it could."""
+        return self._source.fetches and self._source.part(self.rows[index]).fetches
+
     def _waits(self, index: int, label: str) -> bool:
         """Leave a row undone if the stage that is to be called, or what its bytes come from, is paused."""
         if not self._lanes:
             return False
         why = self._lanes.paused(stage_lane(label))
-        if why is None and not self._source.fetches:
+        if why is None and not self._is_fetched(index):
             why = self._lanes.paused(self._source.lane(self.rows[index]))
         if why is not None:
             self.rows.leave(index, why)
@@ -461,7 +465,7 @@ class _UnitRun:
     def _fail_file(self, index: int, label: str, fault: PixelFault) -> None:
         """Fail a row because of its file or of one beside it."""
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
-        if fault.kind == UNAVAILABLE and not self._source.fetches:
+        if fault.kind == UNAVAILABLE and not self._is_fetched(index):
             self._lanes.failed(self._source.lane(self.rows[index]), fault.message)
 
     def _apply_rules(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:

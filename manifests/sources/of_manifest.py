@@ -65,6 +65,9 @@ class OfManifest(Source):
         own = (self.place,) if isinstance(self.place, str) else ()
         return (*own, *self.manifest.source.addresses)
 
+    def lane(self, item: Item) -> str | None:
+        return self.manifest.source.lane(item)
+
     @property
     def parents(self) -> Sequence[Parent]:
         made = self.manifest
