@@ -59,7 +59,7 @@ def opened(path: str) -> Generator[list[Path]]:
         yield table_files(path)
         return
     folder, _, last = path.rstrip("/").rpartition("/")
-    if last.lower().endswith(SUFFIXES):
+    if not folder.endswith("/") and last.lower().endswith(SUFFIXES):  # or it is the name of a bucket
         store = ObjectStore(folder)
         pattern = glob.has_magic(last)
         names = [n for n in store.names() if fnmatch.fnmatchcase(n, last)] if pattern else [last]
@@ -72,10 +72,7 @@ def opened(path: str) -> Generator[list[Path]]:
             f"there is no table at {path}", f"name an object that ends with {' or '.join(SUFFIXES)}"
         )
     with tempfile.TemporaryDirectory(prefix="uhr-tables-") as copies:
-        files = [Path(copies, name) for name in sorted(names)]
-        for name, file in zip(sorted(names), files, strict=True):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            store.fetch(name, file)
+        files = [store.fetch_into(Path(copies), name) for name in sorted(names)]
         try:
             yield files
         except UserError as error:

@@ -273,6 +273,21 @@ class ObjectStore(Store):
         with self._store_errors(name, missing=True):
             self._files.get_file(f"{self._root}/{name}", str(target))
 
+    def fetch_into(self, folder: Path, name: str) -> Path:
+        """Copy an object into a folder of this machine, below which it has its name, and return the file.
+
+        Raises StoreError if there is no such object, or if its name leads out of the folder, as that of an
+        object which others have written may do.
+        """
+        target = Path(os.path.normpath(folder / name))
+        if not target.is_relative_to(os.path.normpath(folder)):
+            what = f"{self.place(name)} has a name that leads out of the folder of its copy"
+            raise StoreError(what, "rename or delete the object")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._store_errors(name):
+            self._files.get_file(f"{self._root}/{name}", str(target))
+        return target
+
     def version(self, name: str) -> str:
         """`SIZE-ETAG` of an object. Raises FileNotFoundError if there is none."""
         with self._store_errors(name, missing=True):
@@ -304,12 +319,14 @@ class ObjectStore(Store):
     def _copy(self, objects: Sequence[str], folder: Path, single: bool) -> None:
         """Copy objects into a folder that shows all of them or does not exist."""
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+            files = Path(part) / "files"
+            files.mkdir()
             for path in objects:
-                name = Path(path).name if single else path[len(self._root) + 1 :]
-                target = Path(part) / "files" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self._store_errors(name):
-                    self._files.get_file(path, str(target))
+                if single:
+                    with self._store_errors(""):
+                        self._files.get_file(path, str(files / Path(path).name))
+                else:
+                    self.fetch_into(files, path[len(self._root) + 1 :])
             (Path(part) / "files").rename(folder)
 
     def versions(self) -> dict[str, str]:

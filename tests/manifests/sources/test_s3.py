@@ -153,13 +153,19 @@ def test_a_vendors_table_in_a_bucket_is_joined(s3, bucket, lists):
     [
         ("urls:s3://BUCKET/bad.csv", r"the table s3://BUCKET/bad\.csv cannot be read \(line 2"),
         ("urls:s3://BUCKET/no.csv", r"there is no table at s3://BUCKET/no\.csv"),
+        ("urls:s3://BUCKET", r"BUCKET//\S+/away\.csv has a name that leads out of the folder of its copy"),
+        ("urls:s3://BUCKET/up", r"BUCKET/up/\.\./\S+/away\.csv has a name that leads out of the folder"),
+        ("urls:s3://x.csv", r"s3://x\.csv"),
         ("urls:s3://BUCKET/other", r"there is no table at s3://BUCKET/other"),
         ("manifest:s3://BUCKET/set", "s3://BUCKET/set"),
         ("webdataset:s3://BUCKET/set", "in an object store, and this kind of source reads files of this"),
         ("parquet:s3://BUCKET/lists", "s3://BUCKET/lists is in an object store"),
     ],
 )
-def test_what_cannot_be_read_from_a_bucket_is_one_line(s3, bucket, lists, source, message):
+def test_what_cannot_be_read_from_a_bucket_is_one_line(s3, bucket, lists, tmp_path, source, message):
+    for name in (f"{tmp_path}/away.csv", f"up/{'../' * 20}{tmp_path}/away.csv"):
+        boto3.client("s3").put_object(Bucket=s3.bucket, Key=name, Body=b"url\nhttp://e.org/a.jpg\n")
     with pytest.raises(UserError, match=message.replace("BUCKET", s3.bucket)) as error:
         sources.parse(source.replace("BUCKET", s3.bucket)).list()
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "away.csv").exists()
