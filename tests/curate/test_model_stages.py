@@ -124,8 +124,10 @@ def test_the_columns_of_clip_come_from_one_embedding(run, models, source):
 
 
 def test_the_stages_of_one_backbone_load_it_once(run, models, monkeypatch):
+    from uhr.curate.stages.models.base import clip_model
     from uhr.models.scores.clip import ClipModel
 
+    clip_model.cache_clear()  # a test before this one may have loaded it in this process
     loads, real = [], ClipModel.load
     monkeypatch.setattr(ClipModel, "load", lambda *args, **kw: (loads.append(args), real(*args, **kw))[1])
     clip = {"weights": str(models / "clip")}

@@ -27,7 +27,7 @@ def run(stage, live: pa.Table) -> dict[str, dict]:
     for rows in (live, live.take(pa.array(range(live.num_rows)[::-1]))):
         with duckdb.connect() as connection:
             connection.register("live", rows)
-            found = connection.sql(stage.query()).to_arrow_table()
+            found = connection.sql(stage.compute(connection.table("live"), None)).to_arrow_table()
         assert found.column_names == ["sample_id", *(column.name for column in stage.adds)]
         for column in stage.adds:
             assert found.schema.field(column.name).type == column.type
