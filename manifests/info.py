@@ -185,10 +185,10 @@ def is_manifest(path: Path) -> bool:
 
 
 def check_outside_manifests(out: Path) -> None:
-    """Raise UserError if the folder `out` is inside the folder of a manifest."""
+    """Raise UserError if the folder or file `out` is inside the folder of a manifest."""
     for above in Path(out).resolve().parents:
         if is_manifest(above):
-            raise UserError(f"--out {out} is inside the manifest {above}", "name a folder outside it")
+            raise UserError(f"--out {out} is inside the manifest {above}", "name a place outside it")
 
 
 def read_info(path: Path) -> ManifestInfo:

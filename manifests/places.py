@@ -205,7 +205,7 @@ def output(out: Path | str, *, option: str = "--out") -> Generator[Path]:
 
 
 def check_outside(out: Path | str) -> None:
-    """Raise UserError if a folder or prefix is inside that of a manifest."""
+    """Raise UserError if a folder, prefix or file is inside the place of a manifest."""
     if not in_store(out):
         check_outside_manifests(Path(out))
         return

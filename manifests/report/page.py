@@ -21,6 +21,7 @@ from uhr.base.store import output_file
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import REPORT
+from uhr.manifests.places import check_outside
 from uhr.manifests.report import gallery
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
 from uhr.manifests.report.coverage import coverage, faults
@@ -55,10 +56,14 @@ def write_report(manifest: Manifest, out: Place) -> Place:
     gives the same bytes.
 
     The page is self-contained, with styles, images and charts, and readable without its script. Raises
-    UserError if `out` is a folder or cannot be written.
+    UserError if `out` is a folder, is inside a manifest and not its `report.html`, or cannot be written.
     """
     if not in_store(out) and Path(out).is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
+    if in_store(out):
+        check_outside(out.removesuffix(f"/{REPORT}"))  # the report of a manifest is beside its manifest.json
+    else:
+        check_outside(Path(out).parent if Path(out).name == REPORT else Path(out))
     with output_file(out, "free space there, or name another file with --out", REPORT) as temporary:
         temporary.write_text(render(manifest), encoding="utf-8")
     return out

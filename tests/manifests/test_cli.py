@@ -174,6 +174,18 @@ def test_a_slice_never_mixes_with_what_is_there(
     assert _tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "samples/report.html", "other.html"])
+def test_a_report_never_overwrites_a_part_of_a_manifest(
+    name: str, run: Run, manifest: Manifest, tmp_path: Path
+) -> None:
+    before = _tree(tmp_path)
+    code, _, error = run("report", manifest.path, "--out", manifest.path / name)
+    assert code == 1
+    assert f"is inside the manifest {manifest.path}: name a place outside it" in error
+    assert _tree(tmp_path) == before
+    assert run("report", manifest.path, "--out", manifest.path / "report.html")[0] == 0
+
+
 def test_a_slice_into_what_cannot_be_written_to_is_one_line(run: Run, manifest: Manifest) -> None:
     code, _, error = run("slice", manifest.path, "--out", "/proc/x")
     assert code == 1
