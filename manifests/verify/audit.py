@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -61,14 +61,16 @@ def audit(
     of rules.
 
     `outcome` is `rejected` (this rule rejects the row), `passed`, `failed` (its condition is false, and
-    another rule or another channel decided), `no value`, or `not evaluated`.
+    another rule or another channel decided), `no value`, `not evaluated` (its stage did not run), or `not
+    reached`: an earlier rule or a fault ended the row, so that the columns may not have been measured.
 
-    Raises UserError if `out` is neither .parquet nor .csv, if the condition is invalid, or if a review lacks
-    name, time or reason.
+    Raises UserError if `out` is neither .parquet nor .csv or is inside a manifest, if the condition is
+    invalid, or if a review lacks name, time or reason.
     """
     kind = PurePath(out).suffix.lower()
     if kind not in (".parquet", ".csv"):
         raise UserError(f"--out {out} is neither .parquet nor .csv", "name it with one of these endings")
+    places.check_outside(out)
     condition = None
     if where is not None:
         condition = SqlCondition.parse(where, "--where")
@@ -149,6 +151,9 @@ def _query(manifest: Manifest) -> str:
     return f'SELECT {", ".join(columns)} FROM ({" UNION ALL BY NAME ".join(selects)}) ORDER BY "row", number'
 
 
+_OF_RULES = ("no value", "rule error")
+"""The reasons of rows that a rule failed; their errors begin with the rule."""
+
 _OF_RULE = ("rule", "outcome", "threshold", "missing", "channel", "value", "stages", "weights", "files")
 
 
@@ -168,8 +173,8 @@ def _of_rule(
     else:
         true = condition.sql_for(connection)
         outcome = (
-            f"CASE WHEN {rejected} THEN 'rejected' WHEN {true} THEN 'passed' WHEN NOT ({true}) THEN 'failed' "
-            f"ELSE 'no value' END"
+            f"CASE WHEN {rejected} THEN 'rejected' WHEN {_ended(manifest, number)} THEN 'not reached' "
+            f"WHEN {true} THEN 'passed' WHEN NOT ({true}) THEN 'failed' ELSE 'no value' END"
         )
     pairs = []
     for name in columns:
@@ -190,6 +195,39 @@ def _of_rule(
     }
     made = ", ".join(f"{text} AS {name}" for name, text in facts.items())
     return applies, f"SELECT *, {number} AS number, {made} FROM chosen WHERE {applies}"
+
+
+def _ended(manifest: Manifest, number: int) -> str:
+    """Return SQL for whether a row had its verdict before rule `number` was evaluated, as `explain` finds it.
+
+    With `all_rules` a rejected row goes on to the later rules.
+    """
+    rules = manifest.info.rules
+    earlier = [each for each in rules[:number] if {each.rows, rules[number].rows} != {"images", "patches"}]
+    of_rules = ", ".join(map(literal, _OF_RULES))
+    ended = []
+    if earlier and "rejected_by" not in manifest.schema.names:
+        names = ", ".join(literal(each.name) for each in earlier)
+        ended.append(f"status = 'rejected' AND reason IN ({names})")
+    if earlier:
+        fault = _begins(f"rule '{each.name}' (" for each in earlier)
+        ended.append(f"status = 'failed' AND reason IN ({of_rules}) AND ({fault})")
+    needed: set[str] = set()
+    for each in (*earlier, rules[number]):
+        if each.state == "evaluated":
+            needed |= SqlCondition.parse(each.where, f"rule '{each.name}'").columns
+    stages = [stage for stage in manifest.info.stages if stage.state == "ran"]
+    last = max((at for at, stage in enumerate(stages) if not needed.isdisjoint(stage.adds)), default=-1)
+    # the stage that failed is not after those of the columns, or the row failed before any stage
+    before = _begins(f"{stage.name}: " for stage in stages[: last + 1])
+    none = f"NOT coalesce({_begins(f'{stage.name}: ' for stage in stages)}, false)"
+    ended.append(f"status = 'failed' AND reason NOT IN ({of_rules}) AND (({before}) OR {none})")
+    return f"coalesce({' OR '.join(f'({each})' for each in ended)}, false)"
+
+
+def _begins(texts: Iterable[str]) -> str:
+    """Return SQL for whether the error of a row begins with one of these texts."""
+    return " OR ".join(f"starts_with(error, {literal(text)})" for text in texts) or "false"
 
 
 def _made_by(info: ManifestInfo, columns: Sequence[str]) -> tuple[str, str, str]:

@@ -171,6 +171,8 @@ def test_report_and_audit_are_whole_objects_or_none(
     assert body("about/a.html") == (tmp_path / "a.html").read_bytes()
     assert uhr("manifest", "report", stored)[1] == f"{stored}/report.html\n"
     assert b"<!doctype html>" in body("sets/all/report.html")
+    for command, out in (("audit", f"{stored}/samples/a.parquet"), ("report", f"{stored}/manifest.json")):
+        assert f"is inside the manifest {stored}" in uhr("manifest", command, stored, "--out", out)[2]
     for kind in ("csv", "parquet"):
         for out in (f"{there}/a.{kind}", tmp_path / f"a.{kind}"):
             assert uhr("manifest", "audit", stored, "--where", "entropy < 4", "--out", out)[0] == 0

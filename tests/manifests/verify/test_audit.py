@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from uhr.cli import main
+from uhr.curate.explain import explain_row
 from uhr.manifests.info import RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import schema_of
@@ -62,8 +63,8 @@ def test_each_line_says_what_a_rule_came_to_on_an_image_and_why(judged: Manifest
     assert outcomes == {
         ("0010", "entropy"): "rejected",
         ("0010", "wide"): "passed",
-        ("0049", "entropy"): "no value",
-        ("0049", "wide"): "no value",
+        ("0049", "entropy"): "not reached",
+        ("0049", "wide"): "not reached",
         ("0050", "entropy"): "passed",
         ("0050", "wide"): "passed",
         ("0051", "entropy"): "passed",
@@ -78,6 +79,54 @@ def test_each_line_says_what_a_rule_came_to_on_an_image_and_why(judged: Manifest
     assert lines[1]["missing"] == "reject"
     assert json.loads(lines[1]["value"]) == {"height": 3010, "width": 4000}
     assert (lines[-1]["source_url"], lines[-1]["license"]) == ("https://example.org/51", "CC-BY-4.0")
+
+
+def test_rules_after_the_verdict_are_not_reached_as_explain_says(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    """Otherwise `dup_group IS NULL` passes every image whose duplicates nobody looked for."""
+    failed = {"status": "failed", "entropy": None}
+    rows = [
+        make_row(50),
+        make_row(10),
+        make_row(51, **failed, reason="truncated", error="decode: it ends early"),
+        make_row(52, **failed, reason="no value", error="rule 'entropy' (entropy >= 4): no value"),
+        make_row(53, **failed, reason="not an image", error="header: unknown", width=None, height=None),
+        make_row(54, status="rejected", reason="single", dup_group="x"),
+        make_row(59),
+    ]
+    rules = (
+        RuleInfo(name="wide", where="width >= 4000"),
+        RuleInfo(name="entropy", where="entropy >= 4"),
+        RuleInfo(name="single", where="dup_group IS NULL"),
+    )
+    named = (("header", "width"), ("decode", "notes"), ("entropy", "entropy"), ("groups", "dup_group"))
+    stages = [StageInfo(name=name, version=1, fingerprint="f" * 64, adds=[adds]) for name, adds in named]
+    schema = schema_of(column for column in COLUMNS.values() if column.name != "rejected_by")
+    made = make(tmp_path / "set", rows, rules=rules, stages=stages, schema=schema)
+    audit(made, tmp_path / "a.parquet")
+    found = {(line["sample_id"], line["rule"]): line["outcome"] for line in _lines(tmp_path / "a.parquet")}
+    explained = {
+        (row["sample_id"], rule["rule"]): rule["outcome"]
+        for row in rows
+        for rule in explain_row(made, made.row(row["sample_id"]))["rules"]
+    }
+    assert {key for key, outcome in found.items() if outcome == "not reached"} == {
+        key for key, outcome in explained.items() if outcome == "not reached"
+    }
+    reached = [outcome for (_, rule), outcome in found.items() if rule == "single"]
+    assert reached == ["passed", *["not reached"] * 4, "rejected", "not reached"]
+    assert len({rule for (_, rule), outcome in found.items() if outcome == "no value"}) == 1
+
+
+def test_an_audit_never_overwrites_a_part(
+    judged: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (part,) = (judged.path / "samples").glob("*.parquet")
+    before = part.read_bytes()
+    assert main(["manifest", "audit", str(judged.path), "--out", str(part)]) == 1
+    assert f"is inside the manifest {judged.path}: name a place outside it\n" in capsys.readouterr().err
+    assert part.read_bytes() == before
 
 
 def test_a_condition_chooses_images_and_csv_has_the_same_lines(
