@@ -17,6 +17,7 @@ from typing import Any
 
 from uhr.base.files import write_json
 from uhr.base.store import ObjectStore
+from uhr.manifests.sources.fetching.http import host_of
 
 COUNTED_AGAIN = 15.0
 """Seconds after which a machine says that it still fetches, and counts the others."""
@@ -50,7 +51,7 @@ class Hosts:
 
         def take(url: str) -> None:
             nonlocal name
-            host = url.partition("://")[2].partition("/")[0].lower()
+            host = host_of(url) or ""
             if held and host == name:
                 return
             release()

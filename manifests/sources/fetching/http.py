@@ -48,9 +48,27 @@ IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 _CREDENTIALS = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)[^/?#]*@")
 
 
+_PORTS = {"http": 80, "https": 443}
+
+
 def without_credentials(url: str) -> str:
     """Return a URL without the user name and the password before its host."""
     return _CREDENTIALS.sub(r"\1", url, count=1) if _CREDENTIALS.match(url) else url
+
+
+def host_of(url: str) -> str | None:
+    """Return the host that a URL is requested from, in lower case, with its port if that is not the usual one
+    (`example.org:8080`); None if it is no http or https URL.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not host or parts.scheme not in _PORTS:
+        return None
+    named = f"[{host}]" if ":" in host else host
+    return named if port in (None, _PORTS[parts.scheme]) else f"{named}:{port}"
 
 
 class HttpOptions(Config):
@@ -236,10 +254,10 @@ class _Target(NamedTuple):
             host, port = (parts.hostname or "").encode("idna").decode(), parts.port
         except (ValueError, UnicodeError):
             raise NotFetched("it is not a valid URL") from None
-        if parts.scheme not in ("http", "https") or not host or any(ord(c) < 32 for c in url):
+        if parts.scheme not in _PORTS or not host or any(ord(c) < 32 for c in url):
             raise NotFetched("it is not an http or https URL")
         secure = parts.scheme == "https"
-        family, address = _resolved(host, port or (443 if secure else 80), options.private)
+        family, address = _resolved(host, port or _PORTS[parts.scheme], options.private)
         named = f"[{host}]" if ":" in host else host
         path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
         if parts.query:

@@ -33,7 +33,7 @@ from uhr.manifests.sources.base import (
     place_of,
 )
 from uhr.manifests.sources.blobs import Blob, LocalBlob
-from uhr.manifests.sources.fetching.http import HttpOptions, without_credentials
+from uhr.manifests.sources.fetching.http import HttpOptions, host_of, without_credentials
 from uhr.manifests.sources.fetching.spool import Spool
 from uhr.manifests.sources.table_rows import TableRows, stated_sizes
 from uhr.pixels.decode import PixelLimits
@@ -118,12 +118,13 @@ class Urls(TableRows):
         return self.model_copy(update={"spool": files})
 
     def lane(self, item: Item) -> str | None:
-        return f"host {item['uri'].partition('://')[2].partition('/')[0].lower()}"
+        host = host_of(_url(item))
+        return None if host is None else f"host {host}"
 
     def contact(self, items: Sequence[Item]) -> str | None:
         end = time.monotonic() + CONTACT_SECONDS
         first: str | None = None
-        hosts = {self.lane(item): _url(item) for item in items}
+        hosts = {lane: _url(item) for item in items if (lane := self.lane(item)) is not None}
         for lane, url in hosts.items():
             why = self.answers.contact(url)
             if why is None:
@@ -137,7 +138,7 @@ class Urls(TableRows):
     def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, `concurrency` at a time. What fails is a fault of the item's Blob."""
         items = list(items)
-        self.answers.forget(item["uri"].partition("#")[0] for item in items)
+        self.answers.forget(map(_url, items))
         with ThreadPoolExecutor(self.http.concurrency) as pool:
             for _ in pool.map(fetch or (lambda item: self.open(item).facts), items):
                 pass

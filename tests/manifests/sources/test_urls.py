@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count, product
 from types import SimpleNamespace
 
@@ -21,7 +19,6 @@ from uhr.base.errors import UserError
 from uhr.manifests import sources
 from uhr.manifests.sources.base import FetchedFiles, numbered
 from uhr.manifests.sources.fetching import http
-from uhr.manifests.sources.fetching.hosts import Machines
 from uhr.manifests.sources.fetching.robots import Robots, opt_out
 from uhr.manifests.sources.fetching.urls import Urls
 from uhr.pixels.types import PixelFault
@@ -29,20 +26,6 @@ from uhr.pixels.types import PixelFault
 FAST = {"private": True, "timeout": 60, "total": 120, "retries": 1, "pause": 0.01, "most": 100_000}
 SHORT = {"timeout": 0.5, "total": 1.0}
 """For servers that take longer. Others would be requested again on a slow machine."""
-
-
-@pytest.fixture(scope="module")
-def _server(http_site):
-    server = http_site.Site()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def site(_server, forge):
-    _server.reset()
-    _server.images["/a.jpg"] = forge.encode(forge.image(64, 48), "JPEG")
-    return _server
 
 
 def listed(tmp_path, *urls, **http) -> Urls:
@@ -241,36 +224,6 @@ def test_an_empty_disallow_allows_everything():
     assert opt_out({}, "uhr") is None
 
 
-@pytest.mark.parametrize("limit", [1, 3])
-def test_no_more_than_per_host_requests_at_once(site, tmp_path, limit):
-    urls = [f"{site.address}/{number}.jpg" for number in range(8)]
-    site.images.update({f"/{number}.jpg": b"x" for number in range(8)})
-    site.delay = 0.05
-    source = listed(tmp_path, *urls, per_host=limit, concurrency=8, obey=False)
-    source.prefetch([{"uri": url} for url in urls])
-    assert site.most_at_once == limit
-    assert sum(site.requests.values()) == 8
-
-
-def test_a_redirect_takes_a_place_of_the_host_that_it_leads_to(site, http_site, tmp_path):
-    away = http_site.Site()
-    away.delay = 0.05
-    numbers = range(8)
-    away.images.update({f"/{number}.jpg": b"x" for number in numbers})
-    site.answers.update({f"/{n}": (302, {"Location": f"{away.address}/{n}.jpg"}) for n in numbers})
-    # two names of the host that redirects: together they may ask it for twice as much
-    hosts = (site.address, site.address.replace("127.0.0.1", "localhost"))
-    urls = [f"{hosts[number % 2]}/{number}" for number in numbers]
-    source = listed(tmp_path, *urls, per_host=1, concurrency=8, obey=False)
-    try:
-        source.prefetch([{"uri": url} for url in urls])
-        assert all(source.open({"uri": url}).facts["fault"] is None for url in urls)
-        assert sum(away.requests.values()) == 8
-        assert away.most_at_once == 1
-    finally:
-        away.stop()
-
-
 def test_the_wait_for_a_place_is_no_time_of_the_fetch(site, monkeypatch):
     waited = [0.0]
     monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + waited[0]))
@@ -281,56 +234,6 @@ def test_the_wait_for_a_place_is_no_time_of_the_fetch(site, monkeypatch):
     found = http.get(request, body := io.BytesIO())
     assert (found.whole, found.fault) == (True, None)
     assert body.getvalue() == site.images["/a.jpg"]
-
-
-def test_the_sources_of_a_run_share_the_places_of_a_host(site, tmp_path):
-    files = FetchedFiles(folder=str(tmp_path / "spool"))
-    urls = [f"{site.address}/{number}.jpg" for number in range(8)]
-    site.images.update({f"/{number}.jpg": b"x" for number in range(8)})
-    site.delay = 0.05
-    plain = listed(tmp_path, *urls, per_host=1, concurrency=4, obey=False)
-    sources = [plain.spooled(files.within(name)) for name in ("one", "two")]
-    with ThreadPoolExecutor(2) as pool:
-        halves = ([{"uri": url} for url in urls[at::2]] for at in range(2))
-        list(pool.map(lambda source, items: source.prefetch(items), sources, halves))
-    assert sum(site.requests.values()) == 8
-    assert site.most_at_once == 1
-
-
-def test_machines_that_fetch_into_one_store_divide_the_places_of_a_host(site, tmp_path, s3, monkeypatch):
-    monkeypatch.setattr("uhr.manifests.sources.fetching.hosts.COUNTED_AGAIN", 0.0)
-    urls = [f"{site.address}/{number}.jpg" for number in range(12)]
-    site.images.update({f"/{number}.jpg": b"x" for number in range(12)})
-    site.delay = 0.05
-    plain = listed(tmp_path, *urls, per_host=3, concurrency=6, obey=False)
-    sources = []
-    for name in ("one", "two"):
-        # each machine has a cache of its own
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        files = FetchedFiles(folder=str(tmp_path / f"{name}-spool"), store=f"s3://{s3.bucket}/out/fetched")
-        sources.append(plain.spooled(files.within("web")))
-        alone = sources[-1].answers.hosts.here == 3
-        assert alone == (name == "one")
-    assert sorted(source.answers.hosts.here for source in sources) == [1, 2]
-    with ThreadPoolExecutor(2) as pool:
-        halves = ([{"uri": url} for url in urls[at::2]] for at in range(2))
-        list(pool.map(lambda source, items: source.prefetch(items), sources, halves))
-    assert sum(site.requests.values()) == 12
-    assert site.most_at_once <= 3
-    # a machine that has been silent for a minute is gone
-    monkeypatch.setattr("uhr.manifests.sources.fetching.hosts.SILENT", -1.0)
-    assert sources[0].answers.hosts.here == 3
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_the_shares_of_machines_are_the_whole_and_nobody_is_left_without(places, count):
-    shares = []
-    for rank in range(count):
-        machine = Machines.__new__(Machines)
-        machine._found, machine._until = (rank, count), math.inf
-        shares.append(machine.share(places))
-    assert sum(shares) == max(places, count)
-    assert max(shares) - min(shares) <= 1
 
 
 def test_lists_of_all_formats_give_the_same_items(tmp_path):
