@@ -194,10 +194,19 @@ def _of_metadata(folder: Path, items: Sequence[EvalItem]) -> dict[int, Path]:
             continue
         if at in found:
             raise UserError(f"{where} is a second image of item {at}", "keep one of them")
+        _check_prompt(where, row, items[at])
         if not file.is_file():
             raise UserError(f"{where}: {file} does not exist", "correct file_name")
         found[at] = file
     return found
+
+
+def _check_prompt(where: str, row: Mapping[str, Any], item: EvalItem) -> None:
+    """Raise UserError if a line that names an item by index or name has another prompt than that."""
+    texts = [value.strip() for key in ("text", "prompt") if isinstance(value := row.get(key), str)]
+    if texts and item.prompt.strip() not in texts:
+        what = f"{where} is of {item.name} ('{_short(item.prompt)}'), and its text is '{_short(texts[0])}'"
+        raise UserError(what, "correct its index or name; without a text it is not compared")
 
 
 def _index_of(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import collections
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,8 +113,8 @@ def _commit(job: ScoreJob, scored: Sequence[ScoredGroup]) -> ResultInfo:
     )
     tables = {group.number: parts(job, group.number) for group in scored}
     _check_same_files(job, list(tables.values()))
-    shared = _shared([metric for metric, _ in found])
     columns, metrics = _own_columns(job, next(iter(tables.values()))), []
+    shared = _shared([metric for metric, _ in found], columns)
     for metric, number in found:
         own = metric.result.metric if shared & set(metric.columns or _names(metric.result)) else None
         for name in metric.columns:
@@ -139,10 +139,12 @@ def _check_same_files(job: ScoreJob, tables: Sequence[pa.Table]) -> None:
                 raise UserError(f"{ref.name} has changed while it was scored", "score it into a new folder")
 
 
-def _shared(metrics: Sequence[ScoredMetric]) -> set[str]:
-    """The names of columns that two metrics give: two models of one architecture, say."""
+def _shared(metrics: Sequence[ScoredMetric], own: Iterable[str]) -> set[str]:
+    """The names of columns that two metrics give: two models of one architecture, say; or that a metric gives
+    and `own`, the columns before those of metrics, have.
+    """
     names = [name for each in metrics for name in (each.columns or _names(each.result))]
-    return {name for name, count in collections.Counter(names).items() if count > 1}
+    return {name for name, count in collections.Counter([*names, *own]).items() if count > 1}
 
 
 def _names(metric: MetricResult) -> list[str]:

@@ -195,6 +195,30 @@ def test_images_of_other_generators_are_matched_by_metadata(protocol, folder, sc
     assert "a second image of item 1" in score(protocol(metrics=OWN), images, "o")[2]
 
 
+def test_a_line_of_metadata_whose_index_and_prompt_disagree_is_refused(protocol, folder, score):
+    images = folder("images", range(6))
+    prompts = Path("prompts.txt").read_text().splitlines()
+    rows = [{"file_name": f"{n:04d}.png", "index": n, "prompt": prompts[n]} for n in range(6)]
+    rows[0]["text"] = "the same in other words"
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score(protocol(metrics=OWN), images, "out")[0] == 0
+    rows[2]["index"], rows[3]["index"] = 3, 2
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = score(protocol(metrics=OWN), images, "o")
+    says = "line 3 is of 0003 ('three cats'), and its text is 'two dogs': correct its index or name"
+    assert (code, says in err) == (1, True), err
+
+
+def test_a_metric_named_as_a_fact_of_the_image_does_not_replace_it(protocol, folder, score):
+    own = {"metric": "function", "label": "mine"}
+    own["options"] = {"function": "own_metrics:seed", "name": "mine", "columns": {"seed": None}}
+    code, result, err = score(protocol(metrics=[own]), folder("images"), "out")
+    assert code == 0, err
+    assert list(values(result)) == ["seed_mine"]
+    rows = pq.read_table("out/scores.parquet")
+    assert (rows["seed"].to_pylist(), rows["seed_mine"].to_pylist()) == ([0] * 6, [7.0] * 6)
+
+
 def test_paired_references_are_those_of_the_prompts_wherever_they_are(protocol, folder, score):
     images, references = folder("images"), folder("references", [5, 4, 3, 2, 1, 0])
     paired = [{"metric": "own_metrics:Paired"}]
