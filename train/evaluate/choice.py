@@ -12,7 +12,7 @@ from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.scores.weights import Weights
-from uhr.train.evaluate.images import References
+from uhr.train.evaluate.images import ImageRef, References
 from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.protocol import EvalProtocol, MetricUse
 from uhr.train.evaluate.result import MissingMetric
@@ -132,11 +132,11 @@ def _too_little(
     chosen: ChosenMetric,
     items: Sequence[EvalItem],
     references: References | None,
-    sizes: Mapping[str, tuple[int, int]],
+    sizes: Mapping[ImageRef, tuple[int, int]],
 ) -> str | None:
     """Why there are too few images for a metric, or too small ones; None if there are enough.
 
-    sizes: of the references, by name.
+    sizes: width and height of the references in px.
     """
     from uhr.models.metrics.registry import minimum
 
@@ -151,14 +151,14 @@ def _too_little(
     count = len(references.distinct)
     if count < least.references:
         return f"it needs {least.references} references or more, and there are {count}"
-    for name, size in sizes.items():
+    for ref, size in sizes.items():
         if min(size) < least.references_side:
-            what = f"and the reference {name} has {_px(size)}"
+            what = f"and the reference {ref.name} has {_px(size)}"
             return f"it needs {least.references_side} px on each side, {what}"
     if least.same_size and references.kind == "paired":
         for item, ref in zip(items, references.refs, strict=True):
-            if sizes[ref.name] != item.size:
-                of = f"{item.name} has {_px(item.size)} and its reference {_px(sizes[ref.name])}"
+            if sizes[ref] != item.size:
+                of = f"{item.name} has {_px(item.size)} and its reference {_px(sizes[ref])}"
                 return f"it compares pixels, and {of}"
     return None
 
@@ -167,12 +167,14 @@ def _px(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} px"
 
 
-def _sizes(references: References) -> dict[str, tuple[int, int]]:
-    """The size of each reference by its name. Raises UserError for a file that is no image."""
+def _sizes(references: References) -> dict[ImageRef, tuple[int, int]]:
+    """Width and height of each reference in px: the patches of an image have one name and several sizes.
+    Raises UserError for a file that is no image.
+    """
     found = {}
     with progress("sizes", len(references.distinct), "references") as advance:
         for ref in references.distinct:
-            found[ref.name] = ref.size()
+            found[ref] = ref.size()
             advance()
     return found
 

@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from uhr.train.evaluate.images import find_references
+from uhr.base.errors import UserError
+from uhr.train.evaluate.choice import sufficient
+from uhr.train.evaluate.images import ImageRef, References, find_references
+from uhr.train.evaluate.prompts import EvalItem
 from uhr.train.evaluate.scoring.groups import divide
 from uhr.train.evaluate.scoring.work import ChosenMetric
 
@@ -156,6 +159,20 @@ def test_references_that_are_too_few_or_of_another_size_are_reported_before_load
     code, _, err = score(file, images, "out", *options, broken)
     assert (code, "0004.png cannot be used" in err) == (1, True), err
     assert (loads(), Path("out").exists()) == ([], False)
+
+
+def test_patches_of_one_image_have_sizes_of_their_own(folder):
+    """All of them are named by the image; each is compared with its own size."""
+    large = folder("large", [1]) / "0000.png"
+    small = folder("small", [2], size=(40, 48)) / "0000.png"
+    refs = [ImageRef("photo.png", str(file.absolute())) for file in (large, small)]
+    references = References(Path("set"), "paired", refs, "0" * 64)
+    items = [EvalItem(at, f"{at}", "photo.png", at, 0, size) for at, size in enumerate([(96, 80), (40, 48)])]
+    psnr, fid = ChosenMetric("psnr", "psnr", {}), ChosenMetric("fid", "fid", {"weights": "fid.pt"})
+    assert sufficient([psnr, fid], items, references, False) == ([psnr, fid], [])
+    swapped = [items[0]._replace(size=(40, 48)), items[1]._replace(size=(96, 80))]
+    with pytest.raises(UserError, match="0 has 40x48 px and its reference 96x80 px"):
+        sufficient([psnr], swapped, references, False)
 
 
 def test_a_manifest_and_a_folder_of_the_same_images_are_the_same_references(folder, uhr):
