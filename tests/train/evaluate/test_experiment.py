@@ -240,6 +240,43 @@ def test_an_arm_that_fails_ends_the_others_after_their_command(monkeypatch, caps
     assert (Path("again").exists(), Path("b/done-1").exists()) == (False, True)
 
 
+UNTIL_INTERRUPTED = """
+import pathlib, time
+def wait(file):
+    for _ in range(6000):
+        if pathlib.Path(file).exists():
+            return
+        time.sleep(0.01)
+try:
+    pathlib.Path({own!r}).mkdir(exist_ok=True)
+    pathlib.Path({own!r}, "began").touch()
+    wait("never")
+except KeyboardInterrupt:
+    pathlib.Path({own!r}, "interrupted").touch()
+    wait("{other}/interrupted")
+    pathlib.Path({own!r}, "together").touch()
+"""
+
+
+def test_no_process_is_left_when_an_arm_cannot_be_read(monkeypatch):
+    """The processes are interrupted together: each waits until the other one was, too."""
+    wait = "import pathlib, time\n"
+    wait += "while not all(pathlib.Path(each, 'began').exists() for each in 'ab'): time.sleep(0.01)\n"
+    scripts = {own: [UNTIL_INTERRUPTED.format(own=own, other=other)] for own, other in ("ab", "ba")}
+    made = Scripts(monkeypatch, **scripts, c=[wait])
+
+    def steps_of(run, device):
+        def damaged():
+            raise UserError("set.json is damaged", "remove it")
+
+        more = [Step(("never", device), damaged)] if run.name == "c" else []
+        return [*made.steps_of(run, device), *more]
+
+    with pytest.raises(UserError, match=r"set\.json is damaged"):
+        lanes.run_in_lanes(made.runs, steps_of, lanes.lanes_of("cpu,cpu,cpu"), quiet=True)
+    assert [Path(name, "together").exists() for name in "ab"] == [True, True]
+
+
 def test_mistakes_are_one_line_before_anything_runs(file, uhr):
     trained = {"recipe": "lora", "model": "m", "data": ["d"]}
     for made, says in (

@@ -77,7 +77,8 @@ def run_in_lanes(runs: Sequence[ArmRun], steps_of: StepsOf, lanes: Sequence[Lane
     """Run what is left of the arms, each in the first lane that is free.
 
     quiet: print on standard error. Once a command has failed no other is started, and those that run are
-    waited for. Raises UserError with the last line of the first that failed. Ctrl-C interrupts all of them.
+    waited for. Raises UserError with the last line of the first that failed. Ctrl-C, and an error that is not
+    a command's, interrupt all of them.
     """
     waiting = deque(run for run in runs if not all(step.is_done() for step in steps_of(run, "auto")))
     busy: dict[int, _Arm] = {}
@@ -92,10 +93,14 @@ def run_in_lanes(runs: Sequence[ArmRun], steps_of: StepsOf, lanes: Sequence[Lane
                 if number in busy and busy[number].advance(failed):
                     del busy[number]
             time.sleep(_POLL)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # the processes are in sessions of their own: nothing else would end them
         for arm in busy.values():
             arm.interrupt()
-        printer("the same `uhr eval experiment` resumes")
+        for arm in busy.values():
+            arm.wait()
+        if isinstance(error, KeyboardInterrupt):
+            printer("the same `uhr eval experiment` resumes")
         raise
     if failed:
         raise failed[0]
@@ -163,9 +168,13 @@ class _Arm:
         return "" if not lines or lines[-1].startswith("$ ") else lines[-1].removeprefix("uhr: ")
 
     def interrupt(self) -> None:
-        """Interrupt the process, and wait for its end: a training saves a checkpoint first."""
+        """Interrupt the process: a training saves a checkpoint before it ends."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Wait for the end of the process."""
+        if self._process is not None:
             self._process.wait()
 
 
