@@ -16,7 +16,8 @@ FACTOR = 2.0
 measurement of rounding does not."""
 
 LOST = 0.3
-"""Deviation by rounding above which nothing can be said: the images have little in common by chance alone."""
+"""Deviation above which two images have little in common. Where rounding would allow a larger one, nothing
+can be said."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Deviation:
         """certified, deviates, or undecided."""
         if self.reasons:
             return "deviates"
-        if self.rounding > LOST:
+        if FACTOR * self.rounding > LOST:
             return "undecided"
         return "certified" if self.last <= self.limit(tolerance) else "deviates"
 

@@ -275,6 +275,8 @@ def test_images_of_two_sizes_are_an_error_and_another_number_of_steps_a_reason(t
         (0.1, 0.11 / FACTOR, "certified"),
         (0.1, 0.09 / FACTOR, "deviates"),
         (0.0, 0.31, "undecided"),
+        (0.29, 0.29 / FACTOR, "certified"),
+        (0.4, 0.25, "undecided"),
         (float("nan"), 0.0, "deviates"),
     ],
 )
