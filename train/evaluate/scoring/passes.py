@@ -73,8 +73,9 @@ def check(job: ScoreJob) -> tuple[dict[str, str], LoadedGroup | None]:
     loaded = None
     with progress("load", sum(len(group.chosen) for group in left), "metrics") as advance:
         for group in reversed(left):
-            loaded = None
-            _release()
+            if loaded is not None:
+                loaded = None
+                _release()
             loaded = _load(job, group, failed if job.scoring.allow_missing else None)
             advance(len(group.chosen))
     return failed, loaded
@@ -152,7 +153,9 @@ class _Facts:
 def _scored(job: ScoreJob, group: MetricGroup, metrics: list[Any], made: Made | None) -> list[ScoredMetric]:
     from uhr.models.metrics.base import key
 
-    _release()
+    if made is None:
+        # the workers load models of their own
+        _release()
     keys = [key(metric) for metric in metrics]
     is_image = [not hasattr(metric, "extractor") for metric in metrics]
     work = ScoreWork(group.chosen, job.scoring.device, job.out / GENERATED, made=made)
