@@ -102,6 +102,10 @@ class UnitImages:
             if why is not None and id(item) not in reached:
                 self._rows.leave(index, why)
 
+    def are_prefetched(self, index: int) -> bool:
+        """Whether `prefetch` fetches the bytes of a row, and records for its host whether it could."""
+        return self._source.fetches and self._source.part(self._rows[index]).fetches
+
     def not_left(self, indices: Sequence[int]) -> list[int]:
         """Return the rows that are not left undone."""
         return [index for index in indices if self._rows[index]["status"] != UNDONE]

@@ -317,16 +317,12 @@ class _UnitRun:
             self._watch.end()
             self._images.prefetch(indices)
 
-    def _is_fetched(self, index: int) -> bool:
-        """Whether `_prefetch` fetches the bytes of a row, and records for its host whether it could."""
-        return self._source.fetches and self._source.part(self.rows[index]).fetches
-
     def _waits(self, index: int, label: str) -> bool:
         """Leave a row undone if the stage that is to be called, or what its bytes come from, is paused."""
         if not self._lanes:
             return False
         why = self._lanes.paused(stage_lane(label))
-        if why is None and not self._is_fetched(index):
+        if why is None and not self._images.are_prefetched(index):
             why = self._lanes.paused(self._source.lane(self.rows[index]))
         if why is not None:
             self.rows.leave(index, why)
@@ -422,10 +418,14 @@ class _UnitRun:
         return found is not None
 
     def _make_views(self, index: int, frame: Any) -> None:
-        """Add the views of one image to the block, or fail its row."""
+        """Add the views of one image to the block, or fail its row, or leave it undone."""
+        if self._waits(index, "views"):
+            return
         fault = self._add_views(index, frame, and_faults=False)
         if fault is not None:
             self._fail(index, frame, "views", fault)
+        elif self._lanes:
+            self._lanes.succeeded(self._source.lane(self.rows[index]))
 
     def _add_views(self, index: int, frame: Any, and_faults: bool = True) -> PixelFault | UnitFault | None:
         """Add the views of one image to the block; its fault, if it has one, only on request."""
@@ -465,7 +465,7 @@ class _UnitRun:
     def _fail_file(self, index: int, label: str, fault: PixelFault) -> None:
         """Fail a row because of its file or of one beside it."""
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
-        if fault.kind == UNAVAILABLE and not self._is_fetched(index):
+        if fault.kind == UNAVAILABLE and not self._images.are_prefetched(index):
             self._lanes.failed(self._source.lane(self.rows[index]), fault.message)
 
     def _apply_rules(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from uhr.curate.run.lanes import Lanes
@@ -19,6 +20,7 @@ import pyarrow as pa
 from uhr.base.config import Config
 from uhr.curate.stage import BatchStage, FrameStage, Resources
 from uhr.manifests.schema import Column
+from uhr.models.scores.images import View
 
 class Params(Config):
     down: str
@@ -41,6 +43,17 @@ class Asks(BatchStage):
         if os.path.exists(self.params.down):
             raise ServerIsDown("503")
         return {"answered": ["yes"] * len(rows)}
+
+class Sees(BatchStage):
+    """Looks at views."""
+
+    name = "sees"
+    adds = (Column("blue", pa.float64(), "mean of blue"),)
+    views = {"image": View(shortest=8)}
+    resources = Resources(num_gpus=0)
+
+    def score(self, rows, views):
+        return {"blue": [float(each[..., 2].float().mean()) for each in views["image"]]}
 
 class Broken(FrameStage):
     """Has a fault that its user can fix."""
@@ -238,6 +251,27 @@ def test_a_lane_pauses_by_its_last_rows_only(tmp_path):
     assert one.paused("host b") is None
     one.clear()
     assert Lanes(tmp_path, 10).paused("host a") is None
+
+
+def test_a_bucket_is_paused_while_nothing_but_views_is_made(run, pictures, s3, tmp_path, uhr):
+    client = boto3.client("s3")
+    for file in pictures.iterdir():
+        client.upload_file(str(file), s3.bucket, f"images/{file.name}")
+    first = tmp_path / "first"
+    words = ("--source", f"s3://{s3.bucket}/images", "--out", first)
+    assert run("stages: [header]", *words)[0] == 0
+    s3.fault = lambda method, path: 403 if "/images/" in path else None
+    tree = "stages: [{stage: 'lane_stages:Sees', name: sees}]\nunit: 4\npause: 5"
+    words = ("--source", f"manifest:{first}")
+    code, _, errors = run(tree, *words)
+    assert code == 75, errors
+    assert errors.splitlines()[-1].startswith(
+        f"uhr: the run in {tmp_path}/out is unfinished: 7 rows are left"
+    )
+    s3.fault = lambda method, path: None
+    code, _, errors = run(tree, *words)
+    assert code == 0, errors
+    assert Manifest.open(tmp_path / "out").info.counts["kept"] == 12
 
 
 @pytest.mark.ray
