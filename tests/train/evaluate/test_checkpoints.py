@@ -82,6 +82,14 @@ def test_mistakes_are_one_line(run, file, uhr):
         ((file, "--protocol", file, "--images", "."), "--protocol is an option of --checkpoints"),
         ((file,), "--images is missing"),
         (("nowhere", "--checkpoints", "all", "--protocol", file), "nowhere"),
+        ((run, "--checkpoints", "all", "--protocol", file), "missing: there are no references (--references)"),
+        (
+            (run, "--checkpoints", "all", "--protocol", file, "--clip", "no/where/at/all", "--allow-missing"),
+            "do not exist",
+        ),
     ):
         code, _, err = uhr("eval", "run", *given, "--out", "o")
-        assert (code, says in err, err.count("\n")) == (1, True, 1), err
+        assert (code, says in err) == (1, True), err
+        assert sum(line.startswith("uhr: ") for line in err.splitlines()) == 1
+        # nothing was generated
+        assert not Path("o").exists()

@@ -29,7 +29,7 @@ from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.files.run_steps import all_steps, check_step
 from uhr.models.generate.request import Adapter, Request
 from uhr.train.evaluate.generate import generate
-from uhr.train.evaluate.job import evaluate
+from uhr.train.evaluate.job import Prepared, evaluate_prepared, prepare
 from uhr.train.evaluate.overlap.lineage import Trained
 from uhr.train.evaluate.result import Result
 from uhr.train.evaluate.scoring.request import Evaluation, Scoring
@@ -86,29 +86,32 @@ def chosen_steps(run: Path, text: str) -> list[int]:
 def evaluate_checkpoints(job: CheckpointJob) -> dict[str, Any]:
     """Export, generate and score each checkpoint, and write the values of all. Returns the content of FILE.
 
-    Raises UserError as its parts do.
+    What scoring needs is checked before anything is generated. Raises UserError as its parts do.
     """
     from uhr.train.evaluate.checkpoints.page import write_page
 
     folder = RunFolder(job.out, LAYOUT)
+    folder.check()
+    prepared = prepare(job.evaluation, replace(job.scoring, trained=_trained(job)))
     folder.claim()
     results: dict[int, Result] = {}
     for step in job.steps:
         print(f"checkpoint of step {step}", file=sys.stderr, flush=True)
-        results[step] = _evaluate(job, step, next(iter(results.values()), None))
+        # all checkpoints have the same references
+        reuse = next(iter(results.values()), job.scoring.reuse)
+        scoring = replace(prepared.scoring, reuse=reuse)
+        results[step] = _evaluate(job, step, prepared._replace(scoring=scoring))
     facts = _facts(job, results)
     write_json(job.out / FILE, facts)
     write_page(facts, job.out / PAGE)
     return facts
 
 
-def _evaluate(job: CheckpointJob, step: int, first: Result | None) -> Result:
+def _evaluate(job: CheckpointJob, step: int, prepared: Prepared) -> Result:
     place = job.out / STEPS / f"{step:08d}"
     request = _request(job, place / "export", step)
     generate(request, job.evaluation.items, place / "images", job.scoring.pool)
-    # all checkpoints have the same references
-    scoring = replace(job.scoring, reuse=first or job.scoring.reuse, trained=_trained(job))
-    return evaluate(job.evaluation, place / "images", place / "result", scoring)
+    return evaluate_prepared(prepared, place / "images", place / "result")
 
 
 def _trained(job: CheckpointJob) -> Trained:
