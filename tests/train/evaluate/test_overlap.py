@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from uhr.train.evaluate.overlap.compare import cells, describe
+
 from .conftest import picture
 
 BRIGHTNESS = [{"metric": "own_metrics:Brightness"}]
@@ -113,6 +115,32 @@ def test_data_without_embeddings_are_not_called_free_of_overlap(protocol, folder
     assert result["overlap"]["prompts_near"] == {"count": 0, "names": []}
     code, out, _ = uhr("eval", "run", "mini.yaml", "--images", images, "--out", "out", *options)
     assert "not compared by embedding: the data lack what is compared" in out
+
+
+def test_rows_of_the_data_without_hashes_are_not_called_free_of_overlap(protocol, folder, score, uhr):
+    """One set was decoded, and of another only the headers were read."""
+    sources = {"whole": folder("one", [10]), "headers": folder("two", [11, 12])}
+    (sources["whole"] / "0000.txt").write_text("a red lake")
+    for name, stages in (("whole", "header, decode, phash"), ("headers", "header")):
+        Path("p.yaml").write_text(f"name: p\nstages: [{stages}]\nrules: {{}}\n")
+        given = ("--source", sources[name], "--out", name, "--workers", 0)
+        assert uhr("curate", "run", "p.yaml", *given)[0] == 0
+    images, references = folder("images", [*range(6)] * 2), folder("references", range(10, 14))
+    file = protocol(metrics=BRIGHTNESS, seeds=[0, 1])
+    options = ("--references", references, "--trained-on", "whole")
+    code, result, err = score(file, images, "out", *options, "--trained-on", "headers")
+    assert code == 0, err
+    counts = [(each["rows"], each["hashed"], each["phashed"]) for each in result["overlap"]["training"]]
+    assert counts == [(1, 1, 1), (2, 0, 0)]
+    # two seeds of a prompt are one prompt
+    assert result["overlap"]["prompts"] == {"count": 1, "names": ["0000-s0"]}
+    facts = {**result["overlap"], "references_near": {"count": 0, "names": []}}
+    assert cells(facts)["references in training data"] == "≥ 1 of 4"
+    says = "of 4 references (1 as the same file of the 1 of 3 rows that have it;"
+    assert ("1 of 6 prompts" in describe(facts), says in describe(facts)) == (True, True), describe(facts)
+    # a result of an earlier version
+    facts["training"] = [{"rows": each["rows"]} for each in facts["training"]]
+    assert cells(facts)["references in training data"] == "1 of 4"
 
 
 def test_data_of_the_runs_that_a_run_began_with_count_too(folder, protocol, score, uhr):

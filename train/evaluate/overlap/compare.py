@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ MOST_NAMED = 20
 _AT_ONCE = 1 << 22
 """Pairs of perceptual hashes that are compared at once: 32 MiB."""
 
+_HASHES = ("content_hash", "phash")
+
 Names = tuple[str, ...] | None
 """None where a comparison was not possible."""
 
@@ -36,16 +39,18 @@ class Overlap:
     """Prompts and references that are also in the training data. A name is in the first kind that it fits.
 
     Args:
-        training: the manifests: path, id, number of rows, and of those with an embedding.
+        training: the manifests: path, id, number of rows, and of those with a hash of the file, a perceptual
+            hash, and an embedding.
         unknown: names of trained weights whose data are not known.
-        prompts: names of items whose prompt is a caption of a trained image; case and space do not count.
+        prompts: names of the first item of each prompt that is a caption of a trained image; case and space do
+            not count.
         prompts_near: those whose embedding is near that of a caption; None without a CLIP model.
         exact: references whose file is that of a trained image; None without references, or where the data
             have no hashes.
         similar: those within `RADIUS` bits of a trained image; None in the same cases.
         near: those whose embedding is near that of a trained image; None without references or a CLIP model,
             or where the data have no embeddings.
-        prompt_count, reference_count: how many there were to compare.
+        prompt_count, reference_count: how many different ones there were to compare.
         clip: the hash of the CLIP model's weights; None without one.
     """
 
@@ -95,10 +100,9 @@ def describe(facts: dict[str, Any] | None) -> str:
     ):
         if not count:
             continue
-        found = {how: facts.get(name) for name, how in names.items()}
-        known = {how: each["count"] for how, each in found.items() if each is not None}
-        details = [f"{number} {how}" for how, number in known.items()]
-        lacking = [how for how in found if how not in known]
+        known = {name: each["count"] for name in names if (each := facts.get(name)) is not None}
+        details = [f"{number} {names[name]}{_rows_with(facts, name)}" for name, number in known.items()]
+        lacking = [how for name, how in names.items() if name not in known]
         if lacking:
             without_model = facts.get("clip") is None and lacking == ["by embedding"]
             reason = "--clip names the model" if without_model else "the data lack what is compared"
@@ -108,6 +112,25 @@ def describe(facts: dict[str, Any] | None) -> str:
         parts.append(f"the data of {', '.join(facts['unknown'])} are not known")
     return f"in the training data: {', '.join(parts)}"
 
+
+def _rows_with(facts: dict[str, Any], name: str) -> str:
+    """How many rows of the data were compared, where that is not all of them; else nothing."""
+    have, rows = _compared(facts, name)
+    return "" if have == rows else f" of the {have:,} of {rows:,} rows that have it"
+
+
+def _compared(facts: dict[str, Any], name: str) -> tuple[int, int]:
+    """How many rows of the data a comparison had, and how many there are. Captions are not counted: a row
+    without one shares no prompt.
+    """
+    training, of = facts["training"], _OF.get(name)
+    # results of earlier versions do not have all numbers
+    have = [each["rows"] if of is None else each.get(of, each["rows"]) for each in training]
+    return sum(have), sum(each["rows"] for each in training)
+
+
+_OF = {"references_exact": "hashed", "references_similar": "phashed", "references_near": "embedded"}
+"""By a kind of overlap of references: which number of rows it was compared with."""
 
 _PROMPTS = {"prompts": "with the same text", "prompts_near": "by embedding"}
 _REFERENCES = {
@@ -119,7 +142,7 @@ _REFERENCES = {
 
 def cells(facts: dict[str, Any] | None) -> dict[str, str]:
     """The overlap for a table: how many prompts, and how many references, are in the training data by any
-    comparison; "≥" where some comparison, or the data of some weights, is missing.
+    comparison; "≥" where some comparison, rows of the data for it, or the data of some weights are missing.
     """
     return {
         f"{what}s in training data": _cell(facts, f"{what}_count", names)
@@ -132,11 +155,13 @@ def _cell(facts: dict[str, Any] | None, count: str, names: dict[str, str]) -> st
         return "not known"
     if not facts[count]:
         return "–"
-    found = [each for name in names if (each := facts.get(name)) is not None]
+    found = {name: each["count"] for name in names if (each := facts.get(name)) is not None}
     if not found:
         return "not compared"
-    at_least = "≥ " if facts.get("unknown") or len(found) < len(names) else ""
-    return f"{at_least}{sum(each['count'] for each in found)} of {facts[count]:,}"
+    compared = [_compared(facts, name) for name in found]
+    whole = len(found) == len(names) and all(have == rows for have, rows in compared)
+    at_least = "" if whole and not facts.get("unknown") else "≥ "
+    return f"{at_least}{sum(found.values()):,} of {facts[count]:,}"
 
 
 def compare(
@@ -151,16 +176,20 @@ def compare(
     captions: dict[str, str] = {}
     files: set[str] = set()
     hashes: set[int] = set()
+    counts: dict[str, Counter[str]] = {manifest.id: Counter() for manifest in training.manifests}
     for manifest in training.manifests:
         for row in _rows(manifest):
-            texts = [text for name, text in row.items() if name not in ("content_hash", "phash") and text]
+            counts[manifest.id].update(name for name in _HASHES if row.get(name))
+            texts = [text for name, text in row.items() if name not in _HASHES and text]
             captions |= {_plain(text): text for text in texts}
             files |= {row["content_hash"]} if row.get("content_hash") else set()
             hashes |= {int(row["phash"], 16)} if row.get("phash") else set()
-    same = tuple(item.name for item in items if _plain(item.prompt) in captions)
+    # the seeds of a prompt are one prompt
+    prompts = list({item.prompt_index: item for item in reversed(items)}.values())[::-1]
+    same = tuple(item.name for item in prompts if _plain(item.prompt) in captions)
     prompts_near = None
     if clip is not None:
-        others = [item for item in items if item.name not in set(same)]
+        others = [item for item in prompts if item.name not in set(same)]
         near = NearestCaptions(clip, [item.prompt for item in others]).near(list(captions.values()))
         prompts_near = tuple(item.name for item, is_near in zip(others, near, strict=True) if is_near)
     vectors = None if clip is None else NearestImages.of(clip, training.manifests)
@@ -173,6 +202,8 @@ def compare(
                 "path": path_text(m.path.absolute()),
                 "id": m.id,
                 "rows": m.info.counts["kept"],
+                "hashed": counts[m.id]["content_hash"],
+                "phashed": counts[m.id]["phash"],
                 "embedded": 0 if vectors is None else vectors.counts[m.id],
             }
             for m in training.manifests
@@ -183,7 +214,7 @@ def compare(
         exact=exact,
         similar=similar,
         near=near_images,
-        prompt_count=len(items),
+        prompt_count=len(prompts),
         reference_count=0 if references is None else len(references.distinct),
         clip=None if clip is None else clip.weights_hash,
     )
@@ -197,7 +228,7 @@ def _rows(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
     types = {field.name: field.type for field in manifest.schema}
     texts = [name for name, kind in types.items() if CAPTION.fullmatch(name) and pa.types.is_string(kind)]
-    columns = [name for name in ("content_hash", "phash") if name in types]
+    columns = [name for name in _HASHES if name in types]
     for batch in manifest.table([*columns, *texts], where="status = 'kept'").to_batches():
         yield from batch.to_pylist()
 
