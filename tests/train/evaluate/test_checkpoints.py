@@ -82,7 +82,10 @@ def test_mistakes_are_one_line(run, file, uhr):
         ((file, "--protocol", file, "--images", "."), "--protocol is an option of --checkpoints"),
         ((file,), "--images is missing"),
         (("nowhere", "--checkpoints", "all", "--protocol", file), "nowhere"),
-        ((run, "--checkpoints", "all", "--protocol", file), "missing: there are no references (--references)"),
+        (
+            (run, "--checkpoints", "all", "--protocol", file),
+            "missing: there are no references (--references)",
+        ),
         (
             (run, "--checkpoints", "all", "--protocol", file, "--clip", "no/where/at/all", "--allow-missing"),
             "do not exist",

@@ -42,8 +42,8 @@ class Overlap:
         training: the manifests: path, id, number of rows, and of those with a hash of the file, a perceptual
             hash, and an embedding.
         unknown: names of trained weights whose data are not known.
-        prompts: names of the first item of each prompt that is a caption of a trained image; case and space do
-            not count.
+        prompts: names of the first item of each prompt that is a caption of a trained image; case and space
+            do not count.
         prompts_near: those whose embedding is near that of a caption; None without a CLIP model.
         exact: references whose file is that of a trained image; None without references, or where the data
             have no hashes.
