@@ -19,8 +19,10 @@ READS = {"header": "header", "pixel": "pixels", "batch": "model", "set": "set", 
 
 def all_stages() -> list[dict[str, Any]]:
     """Return for each stage its name, what it reads, columns, needs, parameters with defaults, packages and
-    licences; `set` are the parameters without which it cannot run, of which one is enough where it has a
-    model, and `missing` what this machine lacks.
+    licences.
+
+    `set`: the parameters that have to be set; one of them suffices where they name a model. `missing`: what
+    this machine lacks, or None.
     """
     return [_description(name) for name in NAMES]
 

@@ -20,7 +20,7 @@ TRIED = 64
 """How many items are tried until one of each source can be read."""
 
 UNITS = 8
-"""How many units are searched for such items, evenly over all of them."""
+"""How many units, at equal distances, are searched for such items."""
 
 HOSTS = 8
 """How many hosts of a source that fetches are contacted, until one answers."""

@@ -75,8 +75,8 @@ class UnitImages:
         return files
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch the bytes of these images together, and leave those undone whose host is paused. What failed
-        for now, before another stage of this unit, is not tried again.
+        """Fetch the bytes of these images together, and leave those undone whose host is paused. What could
+        not be fetched for an earlier stage of this unit is not requested again.
         """
         reached, failed = set[int](), set[int]()
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ def table_files(path: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Generator[list[Path]]:
+def opened(path: str) -> Generator[Iterable[Path]]:
     """Yield the files of `table_files`. Of an address in an object store, which may also be a folder or a
-    pattern of names, they are copies, which are removed at the end.
+    pattern of names, they are copies, each of which is removed when the next one is made.
 
     Raises UserError if there is none.
     """
@@ -72,9 +72,15 @@ def opened(path: str) -> Generator[list[Path]]:
             f"there is no table at {path}", f"name an object that ends with {' or '.join(SUFFIXES)}"
         )
     with tempfile.TemporaryDirectory(prefix="uhr-tables-") as copies:
-        files = [store.fetch_into(Path(copies), name) for name in sorted(names)]
+
+        def copied() -> Iterator[Path]:
+            for name in sorted(names):
+                # one at a time: the tables of a published set have gigabytes
+                yield (file := store.fetch_into(Path(copies), name))
+                file.unlink()
+
         try:
-            yield files
+            yield copied()
         except UserError as error:
             raise UserError(error.what.replace(copies, store.text), error.fix) from None
 

@@ -40,8 +40,8 @@ class EarlierFault(Exception):
 class EarlierRows:
     """What is known of the rows of a unit, by their index.
 
-    outdated: rows of which nothing is known: their bytes are others by now. limits: what is known of images
-    beyond them is left out, where it takes their pixels: the stages are called, and fail as in any run.
+    outdated: rows of which nothing is known: their bytes are others by now. limits: of an image beyond them
+    no result is taken over that needs its pixels: the stages are called, and fail as in a run from nothing.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class Hosts:
 
     @contextlib.contextmanager
     def holding(self) -> Generator[Callable[[str], None]]:
-        """Yield a function that waits for a place of a URL's host, in exchange for the one that was held: a
-        redirect leads to another host, and who waits for that one holds up no other.
+        """Yield a function that gives back the place that was held and waits for one of a URL's host: what
+        waits for the host of a redirect holds no place of the host that it came from.
         """
         held: list[int] = []
         name = ""

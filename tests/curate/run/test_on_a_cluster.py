@@ -335,8 +335,9 @@ def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, mon
 
 
 def test_a_machine_that_reaches_no_host_of_a_list_is_one_line_and_one_request_finds_out(
-    images, tmp_path, http_site
+    images, tmp_path, http_site, monkeypatch
 ):
+    monkeypatch.setattr("uhr.manifests.sources.fetching.spool.CONTACT_TIMEOUT", 60.0)  # on a slow machine too
     site = http_site.Site()
     dead = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     hosts = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in dead]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from uhr.base.errors import UserError
 from uhr.base.store import StoreError
 from uhr.manifests import sources
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import check_no_overlap
 from uhr.pixels.types import PixelFault
 
@@ -140,6 +143,14 @@ def test_a_list_of_urls_in_a_bucket_is_that_of_its_copy(s3, lists, place):
     if place == "":
         with pytest.raises(UserError, match=r"and the source s3://\S+/lists overlap"):
             check_no_overlap(there, f"s3://{s3.bucket}/lists/out")
+
+
+def test_one_table_of_a_bucket_is_on_this_disk_at_a_time(s3, lists):
+    with tables.opened(f"s3://{s3.bucket}/lists") as files:
+        for at, (file, name) in enumerate(zip(files, sorted(LISTS), strict=True)):
+            folder = Path(file.as_posix().removesuffix(name))
+            assert [path for path in folder.rglob("*") if path.is_file()] == [file], at
+    assert not folder.exists()
 
 
 def test_a_vendors_table_in_a_bucket_is_joined(s3, bucket, lists):
