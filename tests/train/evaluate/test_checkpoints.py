@@ -37,7 +37,7 @@ def pixels(file):
         return image.tobytes()
 
 
-def test_all_checkpoints_are_scored_and_drawn(run, file, tiny_flux, uhr, browser, tmp_path):
+def test_all_checkpoints_are_scored_and_drawn(run, file, folder, tiny_flux, uhr, browser, tmp_path):
     given = ("eval", "run", run, "--checkpoints", "all", "--protocol", file, "--steps", 1, "--out", "out")
     code, out, err = uhr(*given, "--device", "cpu", "--allow-missing", "--json")
     assert code == 0, err
@@ -67,9 +67,16 @@ def test_all_checkpoints_are_scored_and_drawn(run, file, tiny_flux, uhr, browser
     assert "guidance 1, as" in err
     name = "pictures/0001.png"
     assert pixels(Path("alone", name)) == pixels(Path("out/steps/00000003/images", name))
-    # nothing is generated or scored again
+    # nothing is generated or scored again; training data that are named later are added to the run's own
     Path("scored").unlink()
-    assert uhr(*given, "--device", "cpu", "--allow-missing")[0] == 0
+    trained = folder("trained", [1])
+    (trained / "0000.txt").write_text("a tower")
+    Path("p.yaml").write_text("name: p\nstages: [header]\nrules: {}\n")
+    assert uhr("curate", "run", "p.yaml", "--source", trained, "--out", "set", "--workers", 0)[0] == 0
+    again = (*given, "--device", "cpu", "--allow-missing", "--trained-on", "set", "--json")
+    code, out, err = uhr(*again)
+    assert code == 0, err
+    assert json.loads(out)["overlap"]["prompts"] == {"count": 2, "names": ["0000", "0001"]}
     assert not Path("scored").exists()
 
 

@@ -51,7 +51,7 @@ class CheckpointJob:
     Args:
         run: the folder of the training run. steps: of the checkpoints.
         sampling: fields of a request that replace the recipe's: sampler, options, steps, device.
-        scoring: of all checkpoints; with the CLIP model of `trained`; the run's own data are compared.
+        scoring: of all checkpoints; the run's own data are added to what `trained` names.
     """
 
     run: Path
@@ -115,15 +115,16 @@ def _evaluate(job: CheckpointJob, step: int, prepared: Prepared) -> Result:
 
 
 def _trained(job: CheckpointJob) -> Trained:
-    """The training data of the run, if they are where they were."""
+    """The training data that are named, and those of the run, if they are where they were."""
     from uhr.train.evaluate.overlap.lineage import training_data
 
+    named = job.scoring.trained
     try:
         training_data([job.run])
     except UserError as error:
-        warn(f"the overlap with the training data is not computed: {error.what}")
-        return Trained()
-    return Trained((job.run,), job.scoring.trained.clip)
+        warn(f"the overlap with the training data of {job.run} is not computed: {error.what}")
+        return named if named.places else Trained()
+    return Trained((job.run, *named.places), named.clip)
 
 
 def _request(job: CheckpointJob, export_to: Path, step: int) -> Request:
