@@ -51,18 +51,18 @@ def main(arguments: Sequence[str]) -> int:
             _print(lacks)
         raise UserError("no row can run here", "get what is missing")
     call = Call(
-        options.weights,
-        options.official,
-        options.work,
-        options.prompt,
-        options.seed,
-        size,
-        options.steps,
-        options.dtype,
-        options.device or _device(),
-        options.offload,
-        options.python,
-        options.commit,
+        weights=options.weights,
+        official=options.official,
+        work=options.work,
+        prompt=options.prompt,
+        seed=options.seed,
+        size=size,
+        steps=options.steps,
+        dtype=options.dtype,
+        device=options.device or _device(),
+        offload=options.offload,
+        python=options.python,
+        commit=options.commit,
     )
     # a damaged file is found before the hours of a run
     report.read(options.results)

@@ -38,7 +38,9 @@ def write(folder: Path, results: Sequence[Result]) -> None:
 
 
 def is_published(row: Row, result: Mapping[str, Any]) -> bool:
-    """Whether a result is of the row's own commit, model and call, not of a substitute or a shorter call."""
+    """Whether a result is of the row's own commit, kind of model and call, not of a substitute or a shorter
+    call. Which weights they were is in the result, by their hashes, which are not compared with anything.
+    """
     call = result["call"]
     return (
         result["repository"] == row.repository
