@@ -78,7 +78,7 @@ def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
             faults += found
             if found:
                 return _result(path, info, checks, faults)
-        faults += _schema(manifest)
+        faults += [*_schema(manifest), *_rules(path, info)]
         checks += ["identity", "order", "verdicts", "counts", "ranges", "coverage", "previews"]
         if not any(fault.check == "schema" for fault in faults):
             faults += check_rows(manifest)
@@ -196,6 +196,36 @@ def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
         known = COLUMNS.get(field.name)
         if known is not None and not field.type.equals(known.type):
             yield VerifyFault("schema", field.name, f"has type {field.type} instead of {known.type}")
+
+
+def _rules(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
+    """Rules that are not those of what was done, which the id covers: of the pipeline of a curation, or of
+    the parent of a slice, where it is found.
+    """
+    then: dict[str, tuple[str, str]] = {}
+    if info.operation.get("kind") == "slice":
+        place = find_parent(path, info.parents[0]) if info.parents else None
+        above = [] if place is None else places.info_at(place).rules
+        then, of = {rule.name: (rule.where, rule.null or "fail") for rule in above}, "its parent"
+    else:
+        pipeline = info.operation.get("pipeline")
+        named = pipeline.get("rules") if isinstance(pipeline, dict) else None
+        for name, rule in named.items() if isinstance(named, dict) else ():
+            known = rule if isinstance(rule, dict) else {"where": rule}
+            then[name] = (str(known.get("where")), known.get("null") or "fail")
+        of = "the pipeline"
+    for rule in info.rules:
+        where, null = then.get(rule.name, (rule.where, rule.null or "fail"))
+        # a rule of patches or of a channel may have the name of another
+        if rule.channel or rule.rows == "patches" or rule.state != "evaluated":
+            continue
+        if (where.split(), null) != (rule.where.split(), rule.null or "fail"):
+            what = f"is {_condition(rule.where, rule.null)}, and {_condition(where, null)} in {of}"
+            yield VerifyFault("verdicts", f"rule {rule.name}", what)
+
+
+def _condition(where: str, null: str) -> str:
+    return where if null in ("", "fail") else f"{where} (null: {null})"
 
 
 def _pixels(manifest: Manifest, advance: Advance) -> Iterator[VerifyFault]:

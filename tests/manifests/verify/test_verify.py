@@ -163,6 +163,30 @@ def test_a_manifest_json_that_does_not_fit_its_parts_is_found(
     assert _kinds(verify(manifest.path).faults) == {found}
 
 
+def test_rules_that_were_edited_by_hand_are_found(make: Make, make_row: Row, tmp_path: Path) -> None:
+    """An audit and a report would print them as what was decided."""
+    rules = {"entropy": "entropy  >= 4", "aesthetic": {"where": "artimuse >= 50", "required": True}}
+    operation = {"kind": "curate", "pipeline": {"name": "test", "rules": rules}}
+    made = make(tmp_path / "set", [make_row(number) for number in range(50, 60)], operation=operation)
+    part = slice_manifest(made, tmp_path / "slice", SliceOptions(sample=3))
+    for one, of in ((made, "the pipeline"), (part, "its parent")):
+        assert verify(one.path).faults == []
+        for changes, says in (
+            ({"where": "entropy >= 1"}, "entropy >= 1"),
+            ({"null": "keep"}, "(null: keep)"),
+        ):
+            file = one.path / "manifest.json"
+            whole = file.read_text()
+            tree = json.loads(whole)
+            tree["rules"][0] |= changes
+            file.write_text(json.dumps(tree))
+            (fault,) = verify(one.path).faults
+            file.write_text(whole)
+            assert (fault.check, fault.where) == ("verdicts", "rule entropy")
+            assert says in fault.what
+            assert fault.what.endswith(f" 4 in {of}")
+
+
 def test_wrong_row_counts_are_found(manifest: Manifest) -> None:
     _edit(manifest.path, lambda tree: tree["parts"][0].update(rows=99))
     faults = verify(manifest.path).faults
