@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo
+from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
 from uhr.manifests.sql import literal, quoted
@@ -160,10 +162,16 @@ def _ranges(columns: list[Column]) -> Iterator[Check]:
 
 
 def _coverage_of_stages(manifest: Manifest) -> Iterator[Check]:
-    """A stage that was skipped has written no value."""
-    ran = {name for stage in manifest.info.stages if stage.state == "ran" for name in stage.adds}
-    for stage in manifest.info.stages:
-        for name in stage.adds if stage.state == "skipped" else ():
+    """A stage that was skipped has written no value. A manifest that was curated again has those of the
+    stages that ran for its parents.
+    """
+    skipped = [stage for stage in manifest.info.stages if stage.state == "skipped"]
+    chain = lineage(places.place_of(manifest.path)) if skipped else []
+    if not all(link["found"] for link in chain):
+        return  # what wrote the values is not known
+    ran = {n for link in chain for stage in link["stages"] if stage["state"] == "ran" for n in stage["adds"]}
+    for stage in skipped:
+        for name in stage.adds:
             if name in manifest.schema.names and name not in ran:
                 what = f"has values, and its stage {stage.name} was skipped"
                 yield Check("coverage", name, what, f"{quoted(name)} IS NOT NULL")

@@ -10,7 +10,7 @@ import pytest
 
 from uhr.base.files import sha256_file
 from uhr.manifests import parts
-from uhr.manifests.info import ManifestInfo, content_id
+from uhr.manifests.info import ManifestInfo, Parent, StageInfo, content_id
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import Column, patch_id, sample_id, schema_of
@@ -185,6 +185,21 @@ def test_rules_that_were_edited_by_hand_are_found(make: Make, make_row: Row, tmp
             assert (fault.check, fault.where) == ("verdicts", "rule entropy")
             assert says in fault.what
             assert fault.what.endswith(f" 4 in {of}")
+
+
+def test_values_of_a_skipped_stage_are_a_fault_unless_a_parent_has_them(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    rows = [make_row(50), make_row(51)]
+    skipped = [StageInfo(name="entropy", version=1, fingerprint="f" * 64, adds=["entropy"], state="skipped")]
+    (fault,) = verify(make(tmp_path / "alone", rows, stages=skipped).path).faults
+    assert (fault.check, fault.where, fault.count) == ("coverage", "entropy", 2)
+    assert "its stage entropy was skipped: folder/00050.jpg (samples/part-00000.parquet row 0)" in fault.what
+    parent = make(tmp_path / "parent", rows)
+    parents = [Parent(id=parent.id, path=str(parent.path), role="columns added to")]
+    again = make(tmp_path / "again", rows, stages=skipped, parents=parents)
+    assert verify(again.path).faults == []
+    assert verify(slice_manifest(again, tmp_path / "part", SliceOptions(sample=1)).path).faults == []
 
 
 def test_wrong_row_counts_are_found(manifest: Manifest) -> None:
