@@ -26,9 +26,10 @@ class Step:
 
     found: whether the manifest could be read (`path` is where it was, if not). present: whether it has a row
     of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
-    columns: the values of columns that the step before did not have. changed: (before, after) of the columns
-    with another value than in the step before; NaN and infinity are null in both. checkpoints: of a run,
-    those that were trained on a manifest with the sample.
+    columns: the values of columns that no parent of the manifest had, of those among the steps. changed:
+    (before, after) of the columns with another value than in the parents, of which the first with a value
+    counts; NaN and infinity are null in both. checkpoints: of a run, those that were trained on a manifest
+    with the sample.
     """
 
     path: str
@@ -61,7 +62,7 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
     places = {link["id"]: link["path"] for link in chain if link["found"]}
     sample_id = _sample_id(manifest, places, sample)
     steps: list[Step] = []
-    row: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {}
     seen: set[str] = set()
     having: set[str] = set()
     for link in chain:
@@ -72,14 +73,12 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
             steps.append(Step(link["path"], link["id"], why_absent(link), found=False))
             continue
         opened = Manifest.open(link["path"])
-        step, row = _step(opened, sample_id, row)
-        steps.append(step)
-        having |= _ids(opened) if step.present else set()
+        steps.append(_step(opened, sample_id, rows))
+        having |= _ids(opened) if steps[-1].present else set()
     if below is not None:
         for opened in _descendants(below, seen):
-            step, _ = _step(opened, sample_id, row)
-            steps.append(step)
-            having |= _ids(opened) if step.present else set()
+            steps.append(_step(opened, sample_id, rows))
+            having |= _ids(opened) if steps[-1].present else set()
         steps += [] if in_store(below) else _runs(Path(below), having)
     return steps
 
@@ -114,15 +113,22 @@ def _sample_id(manifest: Manifest, places: dict[str, str], sample: str) -> str:
     raise first
 
 
-def _step(manifest: Manifest, sample_id: str, before: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
-    """Return what `manifest` says, and the row that the next step is compared with."""
+def _step(manifest: Manifest, sample_id: str, rows: dict[str, dict[str, Any]]) -> Step:
+    """Return what `manifest` says, compared with its parents. `rows` has the sample's row in the manifests
+    before, by each id that they have or had; that in this one is added.
+    """
     with manifest.connect() as connection:
-        rows = connection.sql("SELECT * FROM samples WHERE sample_id = $1", params=[sample_id])
-        found = rows.to_arrow_table().to_pylist()
+        table = connection.sql("SELECT * FROM samples WHERE sample_id = $1", params=[sample_id])
+        found = table.to_arrow_table().to_pylist()
     known = (manifest.name, manifest.id, summary(manifest.info.operation))
     if not found:
-        return Step(*known), before
+        return Step(*known)
     row = finite(found[0])
+    before: dict[str, Any] = {}
+    parents = [rows[parent.id] for parent in manifest.info.parents if parent.id in rows]
+    for parent in parents or list(rows.values())[-1:]:  # of parents that are gone, what is known last
+        before |= {name: value for name, value in parent.items() if before.get(name) is None}
+    rows.update(dict.fromkeys(_ids(manifest), row))
     values = {name: value for name, value in row.items() if name not in ("status", "reason", "error")}
     columns = {name: value for name, value in values.items() if name not in before and value is not None}
     changed = {
@@ -132,7 +138,7 @@ def _step(manifest: Manifest, sample_id: str, before: dict[str, Any]) -> tuple[S
     }
     verdict = {name: row[name] for name in ("status", "reason", "error")}
     rule = _rule(manifest.info, row["reason"]) if row["status"] == REJECTED else None
-    return Step(*known, present=True, **verdict, rule=rule, columns=columns, changed=changed), row
+    return Step(*known, present=True, **verdict, rule=rule, columns=columns, changed=changed)
 
 
 def _rule(info: ManifestInfo, name: str | None) -> str | None:

@@ -99,6 +99,19 @@ def test_new_and_changed_values_are_distinguished(
     assert "height: 3042 -> 9" in text
 
 
+def test_a_value_is_compared_with_that_of_a_parent_and_not_of_a_sibling(
+    chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path
+) -> None:
+    """`again` was made from `whole`, which has no split: nothing moved from one split to another."""
+    whole, halves, rich = chain
+    again = slice_manifest(whole, tmp_path / "slices" / "again", SliceOptions(split={"c": 1.0}))
+    for first in (whole, halves):
+        steps = {step.id: step for step in history(first, "folder/00062.jpg", tmp_path)}
+        assert (steps[again.id].columns, steps[again.id].changed) == ({"split": "c"}, {})
+        assert (steps[rich.id].columns, steps[rich.id].changed) == ({}, {})
+        assert set(steps[halves.id].columns) == {"split"}
+
+
 def test_a_folder_that_is_not_there_is_refused(
     chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path
 ) -> None:
