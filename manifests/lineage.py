@@ -71,13 +71,18 @@ def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterat
 
 
 def _step(value: Any) -> str:
-    """The value of a step of a slice as the command line has it: names, `entropy=50% per aspect_bucket`."""
+    """The value of a step of a slice as the command line has it: names, `entropy=50% per aspect_bucket`,
+    `a lake=100`.
+    """
     if isinstance(value, list):
         return ", ".join(_step(each) for each in value)
     if isinstance(value, dict) and "by" in value:
         size = f"{100 * value['share']:g}%" if "share" in value else value.get("rows")
         per = value.get("per")
         return f"{value['by']}={size}" + (f" per {', '.join(per)}" if per else "")
+    if isinstance(value, dict) and "to" in value:
+        vector = f" (vector {value['vector'][:16]})" if "vector" in value else ""
+        return f"{value['to']}={value['rows']}{vector}"
     return str(value)
 
 

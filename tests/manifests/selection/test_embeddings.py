@@ -13,6 +13,7 @@ import pytest
 
 import uhr.manifests
 from uhr.base.errors import UserError
+from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.embeddings import read_vector, unit_vector
@@ -115,6 +116,8 @@ def test_a_vector_is_a_query(parent: Manifest, vectors: np.ndarray, tmp_path: Pa
     for folder in ("python", "command"):
         assert Manifest.open(tmp_path / folder).table(["sample_id"])["sample_id"].to_pylist() == expected
     operation = Manifest.open(tmp_path / "command").info.operation
+    vector = operation["similar"]["vector"][:16]
+    assert f"similar query.npy=8 (vector {vector}), " in summary(operation)
     assert operation["similar"] == {
         "to": "query.npy",
         "rows": 8,
