@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
+from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo
@@ -171,15 +172,17 @@ def of_parent(
 
     same = [f.name for f in schema if f.name != "sample_id" and f.name in parent.schema.names]
     same = [n for n in same if schema.field(n).equals(parent.schema.field(n), check_metadata=True)]
-    for batch, positions in rows():
-        theirs = list(parent.take(positions, columns=same))
-        same = [
-            n
-            for n in same
-            if pa.chunked_array([batch.column(n)]).equals(
-                pa.chunked_array([t.column(n) for t in theirs], schema.field(n).type)
-            )
-        ]
+    with progress("compare", None, "rows") as advance:
+        for batch, positions in rows():
+            theirs = list(parent.take(positions, columns=same))
+            same = [
+                n
+                for n in same
+                if pa.chunked_array([batch.column(n)]).equals(
+                    pa.chunked_array([t.column(n) for t in theirs], schema.field(n).type)
+                )
+            ]
+            advance(batch.num_rows)
     kept = stored_schema(f for f in schema if f.name not in ("sample_id", *same))
     names = [field.name for field in own_fields(kept)]
 

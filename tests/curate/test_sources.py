@@ -154,6 +154,7 @@ def test_a_run_over_a_manifest_writes_only_what_it_adds_by_reference(tmp_path, f
     assert uhr(*over, "--out", tmp_path / "whole")[0] == 0
     code, _, errors = uhr(*over, "--out", tmp_path / "none", "--materialise", "none")
     assert code == 0, errors
+    assert "compare: 3 rows" in errors
     whole, none = Manifest.open(tmp_path / "whole"), Manifest.open(tmp_path / "none")
     assert none.info.by_reference
     assert none.table(whole.schema.names).equals(whole.table())
