@@ -91,8 +91,8 @@ class Hashed(Weighted):
 
 
 def seed(image, *_):
-    """A function whose number is called as a column of every result."""
-    return {"seed": 7}
+    """A function of two numbers, one of which is called as a column of every result."""
+    return {"seed": 7, "noise": 8}
 
 
 def answer(image, question):

@@ -60,6 +60,16 @@ def test_the_table_is_printed_for_people_and_for_papers(two, uhr):
     assert latex.count("\\\\\n") == 3
 
 
+def test_the_numbers_of_one_metric_have_headings_of_their_own(protocol, folder, score, uhr):
+    own = {"function": "own_metrics:seed", "name": "own", "columns": {"noise": None, "seed": "lower"}}
+    metrics = [{"metric": "function", "label": "own", "options": own}, OWN[0]]
+    assert score(protocol(metrics=metrics), folder("images"), "a")[0] == 0
+    md = uhr("eval", "compare", "a", "again=a", "--to", "md")[1]
+    assert md.startswith("| method | noise_own | seed_own ↓ | brightness/1 ↑ |")
+    latex = uhr("eval", "compare", "a", "again=a", "--to", "latex")[1]
+    assert r"Method & noise\_own & seed\_own $\downarrow$ & brightness/1 $\uparrow$" in latex
+
+
 def test_results_that_cannot_be_compared_are_refused_with_what_differs(two, protocol, folder, score, uhr):
     file, references = two
     changed = [{"metric": "own_metrics:Brightness", "options": {"scale": 2}}, {"metric": "random-frechet"}]

@@ -103,6 +103,14 @@ class Comparison:
         }
 
 
+def one_of_several(name: str, metric: str, metrics: Sequence[str]) -> str:
+    """Return the name of a column if its metric has several, else "": it says no more than the metric's.
+
+    metrics: that of each column.
+    """
+    return name if metrics.count(metric) > 1 else ""
+
+
 def open_arms(texts: Sequence[str]) -> tuple[Arm, ...]:
     """Open results, given as FOLDER or NAME=FOLDER; the name of a folder is its own.
 

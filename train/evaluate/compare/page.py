@@ -23,7 +23,14 @@ from uhr.base.paths import path_text
 from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.compare.citations import bibtex
-from uhr.train.evaluate.compare.comparison import Arm, ComparedColumn, Comparison, image_file, spaced
+from uhr.train.evaluate.compare.comparison import (
+    Arm,
+    ComparedColumn,
+    Comparison,
+    image_file,
+    one_of_several,
+    spaced,
+)
 from uhr.train.evaluate.compare.tables import overlap_rows
 from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.images import ImageRef
@@ -151,9 +158,8 @@ def _short(found: Comparison, column: ComparedColumn) -> str:
 
 
 def _one_of_several(found: Comparison, column: ComparedColumn) -> str:
-    """The name of a column if its metric has several, else nothing: it says no more than the metric's."""
-    several = sum(each.metric == column.metric for each in found.columns) > 1
-    return column.name if several else ""
+    """See `one_of_several`."""
+    return one_of_several(column.name, column.metric, [each.metric for each in found.columns])
 
 
 def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:

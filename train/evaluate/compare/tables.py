@@ -11,7 +11,7 @@ from uhr.base.console import counted, say, table
 from uhr.base.errors import UserError, unknown
 from uhr.train.evaluate.bootstrap import LEAST_PROMPTS
 from uhr.train.evaluate.choice import grouped
-from uhr.train.evaluate.compare.comparison import ComparedColumn, Comparison
+from uhr.train.evaluate.compare.comparison import ComparedColumn, Comparison, one_of_several
 from uhr.train.evaluate.overlap.compare import cells, describe
 from uhr.train.evaluate.result import ColumnResult
 from uhr.train.evaluate.show import ARROWS, precise, with_interval
@@ -108,7 +108,9 @@ def _named(names: Iterable[str]) -> list[str]:
 
 
 def _md(found: Comparison) -> str:
-    head = ["method", *(f"{column.metric} {ARROWS[column.better]}".strip() for column in found.columns)]
+    names = headings([(column.name, column.metric) for column in found.columns])
+    arrows = [ARROWS[column.better] for column in found.columns]
+    head = ["method", *(f"{name} {arrow}".strip() for name, arrow in zip(names, arrows, strict=True))]
     rows = [
         [arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)]
         for number, arm in enumerate(found.arms)
@@ -119,6 +121,14 @@ def _md(found: Comparison) -> str:
     return f"{markdown(head, rows)}\n\n{_caption(found)}\n"
 
 
+def headings(columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Return how a table names its columns, given as name and metric: by the full name of the metric, which
+    has its options, or by the column's where the metric has several.
+    """
+    metrics = [metric for _, metric in columns]
+    return [one_of_several(name, metric, metrics) or metric for name, metric in columns]
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["--"] * len(head), *rows]
@@ -127,10 +137,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _latex(found: Comparison) -> str:
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", None: ""}
-    head = [
-        "Method",
-        *(f"{escaped(column.metric)} {arrows[column.better]}".strip() for column in found.columns),
-    ]
+    names = headings([(column.name, column.metric) for column in found.columns])
+    both = zip(names, found.columns, strict=True)
+    head = ["Method", *(f"{escaped(name)} {arrows[column.better]}".strip() for name, column in both)]
     overlap = overlap_rows(arm.info.overlap for arm in found.arms)
     head += [name for name, _ in overlap]
     lines = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.train.evaluate.compare import page
-from uhr.train.evaluate.compare.comparison import Arm, compare
+from uhr.train.evaluate.compare.comparison import Arm, compare, one_of_several
 from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.experiments import tables
 from uhr.train.evaluate.show import ARROWS, precise
@@ -57,9 +57,9 @@ def write_page(facts: Mapping[str, Any], arms: Sequence[Arm], out: Path) -> None
 
 
 def _several(facts: Mapping[str, Any], column: Mapping[str, Any]) -> str:
-    """The name of a column if its metric has several, else nothing: it says no more than the metric's."""
-    several = sum(each["metric"] == column["metric"] for each in facts["columns"]) > 1
-    return column["name"] if several else ""
+    """See `one_of_several`."""
+    metrics = [each["metric"] for each in facts["columns"]]
+    return one_of_several(column["name"], column["metric"], metrics)
 
 
 def _differences(facts: Mapping[str, Any], column: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

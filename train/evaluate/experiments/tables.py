@@ -11,7 +11,7 @@ from typing import Any
 from uhr.base.console import counted, say, shown, table
 from uhr.base.formatting import duration, gibibytes
 from uhr.train.evaluate.choice import grouped
-from uhr.train.evaluate.compare.tables import escaped, markdown, overlap_rows
+from uhr.train.evaluate.compare.tables import escaped, headings, markdown, overlap_rows
 from uhr.train.evaluate.experiments.budgets import EXACT, MEASURED
 from uhr.train.evaluate.overlap.compare import cells, describe
 from uhr.train.evaluate.result import MissingMetric
@@ -203,7 +203,9 @@ def _rows(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """A row per arm: its values, then its budgets."""
     titles = {**EXACT, **MEASURED}
     marks = {key: f" {MARK}" if title in facts["unequal"] else "" for key, title in titles.items()}
-    head = ["arm", *(f"{c['metric']} {ARROWS[c['better']]}".strip() for c in facts["columns"])]
+    names = headings([(column["name"], column["metric"]) for column in facts["columns"]])
+    arrows = [ARROWS[column["better"]] for column in facts["columns"]]
+    head = ["arm", *(f"{name} {arrow}".strip() for name, arrow in zip(names, arrows, strict=True))]
     head += [f"{title}{marks[key]}" for key, title in titles.items()]
     overlap = overlap_of(facts)
     head += [name for name, _ in overlap]
