@@ -17,7 +17,7 @@ from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.store import output_file
 from uhr.manifests import places, sql
-from uhr.manifests.info import ManifestInfo, RuleInfo
+from uhr.manifests.info import ManifestInfo
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition, finite_column, literal, quoted
@@ -30,6 +30,9 @@ EVIDENCE = (
     *("c2pa", "rights_fault", "blocklist_match"),
 )
 """Columns that are evidence of rights; those that a manifest has are in its audit."""
+
+Link = dict[str, Any]
+"""A manifest of a lineage, as `lineage` returns it."""
 
 _FIRST = ("sample_id", "uri", "parent_id", "content_hash", "status", "reason", "error")
 _ROWS = 20_000
@@ -133,12 +136,12 @@ def _batches(manifest: Manifest) -> Iterator[pa.Table]:
 def _query(manifest: Manifest) -> str:
     """Return SQL that makes the lines of the rows in the relation `chosen`, which has their number `row`."""
     names = manifest.schema.names
-    time, software = _decided(manifest)
+    chain = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
+    time, software = _decided(manifest.info, chain)
     own = [quoted(name) for name in (*_FIRST, *EVIDENCE, REVIEW, *REVIEWED) if name in names]
     with sql.connect(samples=manifest.schema.empty_table()) as connection:
-        parts = [
-            _of_rule(manifest, number, rule, connection) for number, rule in enumerate(manifest.info.rules)
-        ]
+        numbers = range(len(manifest.info.rules))
+        parts = [_of_rule(manifest, number, chain, connection) for number in numbers]
     applies = [part[0] for part in parts]
     none = " AND ".join(f"NOT coalesce({each}, false)" for each in applies) or "true"
     empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in _OF_RULE)
@@ -158,10 +161,10 @@ _OF_RULE = ("rule", "outcome", "threshold", "missing", "channel", "value", "stag
 
 
 def _of_rule(
-    manifest: Manifest, number: int, rule: RuleInfo, connection: duckdb.DuckDBPyConnection
+    manifest: Manifest, number: int, chain: Sequence[Link], connection: duckdb.DuckDBPyConnection
 ) -> tuple[str, str]:
     """Return SQL for whether a rule applies to a row, and for its lines."""
-    schema = manifest.schema
+    schema, rule = manifest.schema, manifest.info.rules[number]
     condition = SqlCondition.parse(rule.where, f"rule '{rule.name}'")
     columns = sorted(name for name in condition.columns if name in schema.names)
     applies = {"images": "parent_id IS NULL", "patches": "parent_id IS NOT NULL"}.get(rule.rows, "true")
@@ -181,7 +184,7 @@ def _of_rule(
         floating = pa.types.is_floating(schema.field(name).type)
         pairs.append(f"{literal(name)}, {finite_column(name) if floating else quoted(name)}")
     value = f"json_object({', '.join(pairs)})::VARCHAR" if pairs else "NULL::VARCHAR"
-    stages, weights, files = _made_by(manifest.info, columns)
+    stages, weights, files = _made_by(chain, columns)
     facts = {
         "rule": literal(rule.name),
         "outcome": outcome,
@@ -230,27 +233,35 @@ def _begins(texts: Iterable[str]) -> str:
     return " OR ".join(f"starts_with(error, {literal(text)})" for text in texts) or "false"
 
 
-def _made_by(info: ManifestInfo, columns: Sequence[str]) -> tuple[str, str, str]:
-    """Return the stages that wrote the columns, their weights and their other files, each as JSON."""
-    stages = [
-        stage for stage in info.stages if stage.state == "ran" and not set(columns).isdisjoint(stage.adds)
-    ]
-    known = {stage.name: {"version": stage.version, "fingerprint": stage.fingerprint} for stage in stages}
+def _made_by(chain: Sequence[Link], columns: Sequence[str]) -> tuple[str, str, str]:
+    """Return the stages that wrote the columns, their weights and their other files, each as JSON. Those that
+    a manifest has from its parent were written by the parent's stages.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    trees: dict[str, dict[str, str]] = {"weights": {}, "files": {}}
+    left = {*columns}
+    for link in chain:
+        wrote = [
+            each for each in link["stages"] if each["state"] == "ran" and left.intersection(each["adds"])
+        ]
+        for stage in wrote:
+            left -= {*stage["adds"]}
+            known.setdefault(stage["name"], {name: stage[name] for name in ("version", "fingerprint")})
+        names = {stage["name"] for stage in wrote}
+        for kind, tree in trees.items():
+            of = {key: hash_ for key, hash_ in link[kind].items() if key.partition("/")[0] in names}
+            trees[kind] = of | tree
+    return canonical_json(known), canonical_json(trees["weights"]), canonical_json(trees["files"])
 
-    def of(trees: dict[str, str]) -> dict[str, str]:
-        return {name: hash_ for name, hash_ in trees.items() if name.partition("/")[0] in known}
 
-    return canonical_json(known), canonical_json(of(info.weights)), canonical_json(of(info.files))
-
-
-def _decided(manifest: Manifest) -> tuple[str, str]:
+def _decided(info: ManifestInfo, chain: Sequence[Link]) -> tuple[str, str]:
     """Return when the rules were evaluated, and the software: of the curation that the rows come from, or of
     the manifest itself if that is not found.
     """
-    for link in lineage(places.place_of(manifest.path)):
-        if link["found"] and link["operation"].get("kind") == "curate":
+    for link in chain:
+        if link["operation"].get("kind") == "curate":
             return link["created"], f"uhr {link['uhr']}"
-    return manifest.info.created, f"uhr {manifest.info.uhr}"
+    return info.created, f"uhr {info.uhr}"
 
 
 @contextlib.contextmanager

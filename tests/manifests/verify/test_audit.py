@@ -13,7 +13,7 @@ import pytest
 
 from uhr.cli import main
 from uhr.curate.explain import explain_row
-from uhr.manifests.info import RuleInfo, StageInfo
+from uhr.manifests.info import Parent, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import schema_of
 from uhr.manifests.selection.options import SliceOptions
@@ -117,6 +117,24 @@ def test_rules_after_the_verdict_are_not_reached_as_explain_says(
     reached = [outcome for (_, rule), outcome in found.items() if rule == "single"]
     assert reached == ["passed", *["not reached"] * 4, "rejected", "not reached"]
     assert len({rule for (_, rule), outcome in found.items() if outcome == "no value"}) == 1
+
+
+def test_stages_of_columns_from_a_parent_are_those_of_the_parent(
+    judged: Manifest, make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    """A curation of a manifest has rules over columns that it did not measure again."""
+    parents = [Parent(id=judged.id, path=str(judged.path), role="columns added to")]
+    header = StageInfo(name="header", version=9, fingerprint="n" * 64, adds=["width", "height"])
+    stages, weights = [header], {"header/table": "t" * 8}
+    again = make(
+        tmp_path / "again", [make_row(50)], rules=RULES[:2], stages=stages, weights=weights, parents=parents
+    )
+    audit(again, tmp_path / "a.parquet")
+    entropy, wide = _lines(tmp_path / "a.parquet")
+    assert json.loads(entropy["stages"]) == {"entropy": {"version": 3, "fingerprint": "e" * 64}}
+    assert json.loads(entropy["weights"]) == {"entropy/model": "w" * 8}
+    assert json.loads(wide["stages"]) == {"header": {"version": 9, "fingerprint": "n" * 64}}
+    assert json.loads(wide["weights"]) == {"header/table": "t" * 8}
 
 
 def test_an_audit_never_overwrites_a_part(
