@@ -47,6 +47,8 @@ def print_stats(manifest: Manifest, stats: Stats) -> None:
         )
         for rule in stats.rules
     ]
+    if rules and info.operation.get("kind") != "curate":
+        say("\nrules and counts of the whole run that the rows come from")
     _section(("rule", "seen", "rejected", "left", "condition"), rules)
     numbers = [
         (n.name, n.unit, share(n.coverage, 1), *n.quantiles.values()) for n in stats.numeric if n.coverage

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import yaml
 
-from uhr.base.console import Advance, progress, shown
+from uhr.base.console import Advance, counted, progress, shown
 from uhr.base.errors import UserError, install, one_line
 from uhr.base.formatting import first_words, number, share
 from uhr.base.paths import in_store
@@ -40,6 +40,15 @@ Place = TypeVar("Place", bound=Path | str)
 HERE = Path(__file__).parent
 CAPTION = re.compile(r"(.*_)?captions?(_.*)?|prompt")
 """Names of columns of captions."""
+
+DERIVED = {
+    "slice": "Slice",
+    "union": "Union",
+    "difference": "Difference",
+    "review": "Reviewed set",
+    "encode": "Encoded set",
+}
+"""What a manifest is called that has the rows of others, by the kind of its operation."""
 
 LARGEST = 25_000_000
 """Bytes of a page."""
@@ -115,7 +124,7 @@ def _content(manifest: Manifest, advance: Advance) -> dict[str, Any]:
         "stats": stats,
         "highlights": _highlights(stats),
         "unfinished": info.operation.get("unfinished"),
-        "is_slice": info.operation.get("kind") == "slice",
+        "made": DERIVED.get(info.operation.get("kind", ""), ""),
         "rules": stats.rules,
         "histograms": charts[:MOST_HISTOGRAMS],
         "more_histograms": max(0, len(charts) - MOST_HISTOGRAMS),
@@ -143,7 +152,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(number=number, share=share, first_words=first_words)
+    environment.filters.update(number=number, counted=counted, share=share, first_words=first_words)
     # escape control characters and those that change the text direction; `operation` has several lines
     environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
     return environment.get_template("report.html")

@@ -31,6 +31,10 @@ def test_show_prints_counts_funnel_quantiles_and_values(run: Run, manifest: Mani
     assert "100 rows: 36 kept, 54 rejected, 10 failed" in out
     assert "not evaluated: no weights" in out
     assert "4:3" in out
+    whole = "rules and counts of the whole run that the rows come from"
+    assert whole not in out
+    run("slice", manifest.path, "--sample", 3, "--out", manifest.path.parent / "three")
+    assert whole in run("show", manifest.path.parent / "three")[1]
     answer = json.loads(run("show", manifest.path, "--json")[1])
     assert answer["counts"]["kept"] == 36
     assert answer["rules"][0]["left"] == 60

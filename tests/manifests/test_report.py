@@ -19,6 +19,7 @@ from uhr.manifests.report import gallery, write_report
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Axis, axis_for, histogram
 from uhr.manifests.report.thresholds import Threshold, thresholds
 from uhr.manifests.schema import sample_id
+from uhr.manifests.selection.sets import difference
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.sql import SqlCondition
 from uhr.manifests.stats import compute
@@ -151,7 +152,13 @@ def test_a_slice_and_an_empty_gallery_have_pages_too(manifest: Manifest, tmp_pat
     )
     text = page_of(made).text
     assert "Slice" in text
+    assert "The rules and counts are those of the whole run" in text
+    assert "Every file of the source is one row" not in text
     assert "in split train" in text
+    rest = page_of(difference(manifest, made, tmp_path / "rest")).text
+    assert "Difference · manifest" in rest
+    assert "Every file of the source is one row" not in rest
+    assert "Every file of the source is one row" in page_of(manifest).text
     assert manifest.id[:16] in text
     failed = slice_manifest(manifest, tmp_path / "f", SliceOptions(status="failed"))
     assert "10 failed" in page_of(failed).text
