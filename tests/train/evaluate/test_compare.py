@@ -52,6 +52,12 @@ def test_the_table_is_printed_for_people_and_for_papers(two, uhr):
     rows = list(csv.DictReader(io.StringIO(uhr("eval", "compare", "a", "b", "--to", "csv")[1])))
     means = [float(row["mean"]) for row in rows if row["value"] == "brightness"]
     assert means == [np.mean(pq.read_table(f"{name}/scores.parquet")["brightness"]) for name in "ab"]
+    # each number is below its heading, those of differences too
+    (b,) = [row for row in rows if (row["method"], row["value"]) == ("b", "brightness")]
+    found = json.loads(uhr("eval", "compare", "a", "b", "--json")[1])["columns"][0]["differences"][1]
+    names = ("difference", "difference_low", "difference_high", "wins", "prompts")
+    assert [float(b[name]) for name in names] == list(found.values())
+    assert (None in b, b["prompts_in_training_data"]) == (False, "not known")
     md = uhr("eval", "compare", "a", "b", "--to", "md")[1]
     assert md.startswith("| method | brightness/1 ↑ |")
     assert len({line.count("|") for line in md.splitlines()[:4]}) == 1

@@ -88,15 +88,16 @@ def _csv(found: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     own = ("protocol", "method", "value", "better", "mean", "low", "high", "spread", "spread_of", "n")
     overlap = [cells(arm.info.overlap) for arm in found.arms]
-    ends = ("difference", "difference_low", "difference_high", "wins", *_named(overlap[0]))
-    writer.writerow([*own, *ends])
+    # in the order of `Difference`
+    apart_from = ("difference", "difference_low", "difference_high", "wins", "prompts")
+    writer.writerow([*own, *apart_from, *_named(overlap[0])])
     for column in found.columns:
         values = zip(found.arms, column.values, column.differences, overlap, strict=True)
         for arm, value, difference, shared in values:
             if value is None:
                 continue
             numbers = [value.value, value.low, value.high, value.spread, value.spread_of, value.n]
-            apart = [None] * 4 if difference is None else [*difference]
+            apart = [None] * len(apart_from) if difference is None else [*difference]
             row = [arm.info.protocol.id, arm.name, column.name, column.better, *numbers, *apart]
             writer.writerow([*row, *shared.values()])
     return out.getvalue()
