@@ -14,7 +14,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.base.locks import lease
-from uhr.base.store import ObjectStore
+from uhr.base.store import ObjectStore, StoreError
 from uhr.curate.run import job
 from uhr.manifests.manifest import Manifest
 from uhr.runtime.mirror import Mirror
@@ -277,7 +277,7 @@ def test_one_run_at_a_time_and_a_dead_one_holds_out_only_until_its_lease_ends(cu
 
 def test_a_lease_is_renewed_while_its_run_works_and_taken_over_only_when_it_ended(s3):
     store = ObjectStore(f"s3://{s3.bucket}/out")
-    with lease.held(store, 0.6):
+    with lease.held(store, 3):  # long enough for a slow machine to renew it in time
         first = lease.claim_at(store)
         while (now := lease.claim_at(store)).until == first.until:
             time.sleep(0.02)
@@ -285,6 +285,47 @@ def test_a_lease_is_renewed_while_its_run_works_and_taken_over_only_when_it_ende
         assert now.until > first.until
         with pytest.raises(UserError, match="is in use by"), lease.held(store, 60):
             pass
+
+
+class Times:
+    """In place of the event that ends the renewal: it ends after so many times, without waiting."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def wait(self, seconds: float) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def set(self) -> None:
+        pass
+
+
+def test_a_lease_is_renewed_after_an_answer_was_lost_and_the_next_request_failed(s3, monkeypatch):
+    store = ObjectStore(f"s3://{s3.bucket}/out")
+    replace, version = ObjectStore.replace, ObjectStore.version
+    lost, failed = [], []
+
+    def unanswered(self: ObjectStore, *written: Any) -> str | None:
+        made = replace(self, *written)
+        return made if lost else lost.append(made)
+
+    def failing(self: ObjectStore, name: str) -> str:
+        if not failed:
+            failed.append(name)
+            raise StoreError(f"{name}: the store failed", "wait")
+        return version(self, name)
+
+    monkeypatch.setattr(ObjectStore, "replace", unanswered)
+    monkeypatch.setattr(ObjectStore, "version", failing)
+    one = lease._Lease(store, 60, lease.NAME, None)
+    monkeypatch.setattr(one, "_over", Times(3))
+    one.take()
+    one._thread.join()
+    assert (len(lost), failed, one.lost) == (1, [lease.NAME], None)
+    assert one._version == version(store, lease.NAME) != lost[0]
+    one.release()
+    assert lease.claim_at(store) is None
 
 
 def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):

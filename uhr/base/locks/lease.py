@@ -166,16 +166,16 @@ class _Lease:
                     self._version = renewed
                     continue
                 other = self._found()
-            except (StoreError, FileNotFoundError):
+                if other is not None and other.token == self._token:
+                    # the answer to an earlier request was lost
+                    self._version = self._store.version(self._name)
+                    continue
+            except (UserError, FileNotFoundError):
                 # tried again as long as nobody else can have taken it
                 self._until = ends
                 if _now() < ends:
                     continue
                 other = None
-            if other is not None and other.token == self._token:
-                # the answer to an earlier request was lost
-                self._version = self._store.version(self._name)
-                continue
             by = "" if other is None else f", which {other.holder} has taken over"
             self.lost = UserError(
                 f"the lease of {self._store.text} could not be renewed in time{by}",
