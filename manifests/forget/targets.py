@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ _PLAN = ".export/plan.json"
 """What an export has until it is finished, and `export.json` only then."""
 
 _DEPTH = 4
-"""Levels of folders in which the manifests, exports and runs beside a manifest are looked for."""
+"""Levels of folders in which the manifests, exports and runs beside a manifest are looked for; in a folder
+that the user names, in all.
+"""
 
 _NAMED_BY = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
 """The columns that name samples, by the field of a request."""
@@ -213,15 +216,20 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     checkpoints.
 
     What was made from them, and copies of them, are looked for beside each of them, and in the folders and
-    prefixes `below`. Raises UserError if there is an unfinished export of one of them.
+    prefixes `below`. Raises UserError if one of these is no folder or has no objects, or if there is an
+    unfinished export of one of them.
     """
+    named = [Path(each) for each in below if not in_store(each)]
+    for each in named:
+        if not each.is_dir():
+            raise UserError(f"--in {each} is no folder", "name a folder that has manifests in it")
     links = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
     known: dict[str, ManifestInfo] = {}
     for link in sorted(links, key=lambda link: -link["depth"]):
         known.setdefault(places.place_of(link["path"]), places.info_at(link["path"]))
     folders = {text_path(place).parent for place in known if not in_store(place)}
-    folders |= {Path(each).resolve() for each in below if not in_store(each)}
-    found_files = sorted({file for folder in folders for file in _files(folder)})
+    found = {file for folder in folders for file in _files(folder, _DEPTH)}
+    found_files = sorted(found.union(*(_files(each.resolve()) for each in named)))
     files = {name: [file for file in found_files if file.name == name] for name in (FILE, EXPORT, CHECKPOINT)}
     objects = [found for each in below if in_store(each) for found in _objects(each)]
     candidates = [places.place_of(file.parent) for file in files[FILE]]
@@ -258,10 +266,11 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     return Chain(list(known), sorted(set(exports)), reports, checkpoints)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, most: float = math.inf) -> Iterator[Path]:
+    """Yield the records in a folder and in those below it, `most` levels deep."""
     top = len(folder.parts)
     for here, folders, files in os.walk(folder):
-        deep = len(Path(here).parts) - top >= _DEPTH
+        deep = len(Path(here).parts) - top >= most
         parts = _PARTS_OF_MANIFESTS if FILE in files else set()
         folders[:] = [] if deep else sorted(f for f in folders if f not in parts and not f.startswith("."))
         yield from (Path(here) / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
@@ -291,7 +300,10 @@ def _objects(address: str) -> Iterator[_Object]:
     read.
     """
     store = ObjectStore(address)
-    for path in sorted(store.names()):
+    paths = sorted(store.names())
+    if not paths:
+        raise UserError(f"--in {address}: there is no object below it", "name a prefix that has manifests")
+    for path in paths:
         for name in (FILE, EXPORT, _PLAN):
             if path == name or path.endswith(f"/{name}"):
                 prefix = f"{address}/{path}".removesuffix(f"/{name}")

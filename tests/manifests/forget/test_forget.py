@@ -159,6 +159,19 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
     assert not exports.matching(folder, frozenset(done.ids))
 
 
+def test_a_folder_that_is_named_is_searched_to_its_end(
+    chain: dict[str, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = tmp_path / "far" / "1/2/3/4/5/6" / "copy"
+    shutil.copytree(chain["set"].path, far)
+    request = ["--where", "uri = 'b.jpg'", "--dry-run", "--json"]
+    command = ["manifest", "forget", str(chain["set"].path), *request]
+    for more, found in (([], False), (["--in", str(tmp_path / "far")], True)):
+        assert main([*command, *more]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (str(far) in [each["path"] for each in answer["manifests"]]) == found
+
+
 def test_copies_and_slices_of_the_same_content_lose_it_too(
     make: Make, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -390,6 +403,7 @@ def test_checkpoints_that_were_trained_on_a_sample_are_named(
         ([], "no condition of what to forget"),
         (["--author", "A", "--url", "x"], "several conditions"),
         (["--author", "nobody"], "has no such sample"),
+        (["--where", "uri = 'b.jpg'", "--in", "nowhere"], "--in nowhere is no folder"),
         (["--where", "author"], "is VARCHAR, not true or false"),
         (["--where", "1); DELETE FROM x"], "is not an SQL condition"),
     ],

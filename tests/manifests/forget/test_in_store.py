@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 
+from uhr.base.errors import UserError
 from uhr.base.store import ObjectStore
 from uhr.manifests.forget import job
 from uhr.manifests.forget.targets import ForgetRequest
@@ -30,6 +32,8 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
     elsewhere = f"s3://{s3.bucket}/pages/of stored.html"
     write_report(stored, elsewhere)
     ObjectStore(f"s3://{s3.bucket}/pages").write("empty.html", b"")
+    with pytest.raises(UserError, match=r"--in .*/nothing: there is no object below it"):
+        job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)), [f"s3://{s3.bucket}/nothing"])
     done = job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)), [f"s3://{s3.bucket}"])
     assert done.reports == [elsewhere]
     left = Manifest.open(address)
