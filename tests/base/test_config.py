@@ -81,6 +81,15 @@ def test_a_repeated_key_is_an_error_and_names_its_line():
         parse_yaml("a: 1\nb: 2\na: 3\n", "x.yaml")
 
 
+def test_a_key_is_the_word_that_was_written():
+    """YAML 1.1 reads `on` and `no` as booleans: as values they stay that."""
+    table = {"on": "stem", "no": True, "key": False}
+    assert parse_yaml("table: {on: stem, no: yes, key: off}\n", "x.yaml") == {"table": table}
+    assert apply_sets({}, ["table={on: stem, no: yes, key: off}"]) == {"table": table}
+    with pytest.raises(UserError, match="key 'on' is given twice"):
+        parse_yaml("on: 1\n'on': 2\n", "x.yaml")
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "just text", "", "a: [1"])
 def test_yaml_that_is_not_a_mapping_is_an_error_in_one_line(text):
     with pytest.raises(UserError) as error:

@@ -198,7 +198,9 @@ def _model_inside(annotation: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error: the second one would silently win."""
+    """Safe YAML in which a repeated key is an error, since the second one would silently win, and in which
+    a key is the word that was written: YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans.
+    """
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -206,6 +208,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, bool):
+            key = key_node.value
         if key in result:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key '{key}' is given twice", key_node.start_mark
@@ -255,7 +259,7 @@ def apply_sets(tree: Mapping[str, Any], sets: list[str]) -> dict[str, Any]:
         if not equals or not path:
             raise UserError(f"--set {item}", "write it as path=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError:
             value = text
         *parents, last = path.split(".")
