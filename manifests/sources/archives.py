@@ -69,9 +69,13 @@ class Archives(Source):
         elif self.place.exists():
             found = [self.place]
         else:
-            found = [
-                Path(name) for pattern in _expanded(os.fspath(self.place)) for name in glob.glob(pattern)
-            ]
+            named = {pattern: glob.glob(pattern) for pattern in _expanded(os.fspath(self.place))}
+            found = [Path(name) for names in named.values() for name in names]
+            absent = [pattern for pattern, names in named.items() if not names]
+            if found and absent:
+                what = f"{len(absent)} of the {len(named)} archives at {self.place} do not exist ({absent[0]}"
+                and_others = ", ...)" if len(absent) > 1 else ")"
+                raise UserError(what + and_others, "copy them there, or name fewer")
         for path in sorted(found):
             if path.name.lower().endswith(COMPRESSED):
                 what = f"{path} is compressed, so that its members cannot be read at their place"

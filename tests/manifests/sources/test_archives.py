@@ -136,6 +136,14 @@ def test_shards_are_named_by_braces_patterns_and_folders(tmp_path, image):
         assert source.open({"uri": item["uri"]}).read() == image
 
 
+def test_shards_that_braces_name_and_are_absent_are_an_error(tmp_path, image):
+    for number in (0, 1, 3):
+        tar(tmp_path / f"s-{number}.tar", {"a.jpg": image})
+    message = r"2 of the 5 archives at .*/s-\{0\.\.4\}\.tar do not exist \(.*/s-2\.tar, \.\.\.\)"
+    with pytest.raises(UserError, match=message):
+        sources.parse(f"webdataset:{tmp_path}/s-{{0..4}}.tar").list()
+
+
 def test_members_of_one_name_are_rows_of_their_own(tmp_path, image):
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
