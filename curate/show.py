@@ -190,6 +190,7 @@ def _not_opened(not_opened: Mapping[str, int]) -> str:
         "links_and_devices_in_archives": "links and devices in archives",
         "other_members": "members of other kinds",
         "unmatched_rows": "rows of tables without a file",
+        "replaced_rows": "rows of tables before a later one for the same file",
         FORGOTTEN: "forgotten from a reused manifest",
     }
     names = dict.fromkeys((*NOT_OPENED, *text))

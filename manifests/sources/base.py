@@ -158,20 +158,20 @@ class TableJoin(Config):
         Raises UserError if the table cannot be read, has no such column, or has no row for any item.
         """
         values: dict[str, str] = {}
+        replaced = 0
         with tables.opened(self.path) as files:
             for file in files:
                 table = tables.read_table(file)
-                values |= tables.by_key(table, tables.column_of(table, self.key, (), str(file), "it"))
+                key = tables.column_of(table, self.key, (), str(file), "it")
+                replaced += tables.add_by_key(values, table, key)
         keys = [self._key(uri) for uri in listing.items["uri"].to_pylist()]
         if not values.keys() & keys:
             example = f"'{next(iter(values))}' and the files are '{keys[0]}'" if values else "empty"
             what = f"no file of {listing.source.place} has a row in {place_of(self.path)}"
             raise UserError(f"{what}: its keys are {example}", "check key, and on: path, name or stem")
-        unmatched = len(values.keys() - set(keys))
-        counts = {
-            **listing.not_opened,
-            "unmatched_rows": listing.not_opened.get("unmatched_rows", 0) + unmatched,
-        }
+        counts = dict(listing.not_opened)
+        for name, count in (("unmatched_rows", len(values.keys() - set(keys))), ("replaced_rows", replaced)):
+            counts[name] = counts.get(name, 0) + count
         return replace(listing, items=with_given(listing.items, map(values.get, keys)), not_opened=counts)
 
     def _key(self, uri: str) -> str:

@@ -100,21 +100,25 @@ class Folder(Source):
                 "name a folder of images",
             )
         not_opened = {name: walk.not_opened[name] for name in NOT_OPENED}
-        rows, given, unmatched = self._metadata(walk.rows)
+        rows, given, unmatched, replaced = self._metadata(walk.rows)
         items = items_table(rows)
         if given:
             items = with_given(items, map(given.get, items["uri"].to_pylist()))
         if unmatched:
             not_opened["unmatched_rows"] = unmatched
+        if replaced:
+            not_opened["replaced_rows"] = replaced
         return Listing(self, items, not_opened, walk.bytes, walk.unreadable)
 
-    def _metadata(self, rows: list[_Row]) -> tuple[list[_Row], dict[str, str], int]:
+    def _metadata(self, rows: list[_Row]) -> tuple[list[_Row], dict[str, str], int, int]:
         """Read the tables METADATA of any folder, which name files in their column FILE_NAME.
 
-        Returns the rows without those of the tables, the values of each file by its uri, and the number of
-        rows of tables without a file. A table that cannot be read stays a row, with the fault.
+        Returns the rows without those of the tables, the values of each file by its uri, and the numbers of
+        rows of tables without a file and of those that another row for the same file replaced. A table that
+        cannot be read stays a row, with the fault.
         """
         found: dict[str, str] = {}
+        replaced = 0
         left: list[_Row] = []
         for row in rows:
             folder, slash, name = row[0].rpartition("/")
@@ -129,11 +133,13 @@ class Folder(Source):
             if tables.FILE_NAME not in table.schema.names:
                 left.append(row)
                 continue
-            for file, values in tables.by_key(table, tables.FILE_NAME).items():
+            named: dict[str, str] = {}
+            replaced += tables.add_by_key(named, table, tables.FILE_NAME)
+            for file, values in named.items():
                 found[uri_of(posixpath.normpath(f"{unescaped(folder)}{slash}{file}"))] = values
         if not found:
-            return left, {}, 0
-        return left, found, len(found.keys() - {row[0] for row in left})
+            return left, {}, 0, 0
+        return left, found, len(found.keys() - {row[0] for row in left}), replaced
 
     def open(self, item: Item) -> LocalBlob:
         uri = item["uri"]

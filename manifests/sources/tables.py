@@ -237,9 +237,14 @@ FILE_NAME = "file_name"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def by_key(table: pa.Table, key: str) -> dict[str, str]:
-    """The other values of each row as JSON text, by the text of its column `key`. Of rows with the same key,
-    the last one counts.
+def add_by_key(values: dict[str, str], table: pa.Table, key: str) -> int:
+    """Add the other values of each row as JSON text, by the text of its column `key`. Of rows with the same
+    key, the last one counts. Returns the number of rows whose place another one with other values took.
     """
+    replaced = 0
     texts = (str(value) for value in table[key].to_pylist())
-    return {text: row for text, row in zip(texts, given(table, (key,)), strict=True) if row is not None}
+    for text, row in zip(texts, given(table, (key,)), strict=True):
+        if row is not None:
+            replaced += values.get(text, row) != row
+            values[text] = row
+    return replaced

@@ -249,6 +249,21 @@ def test_a_vendors_table_is_joined_by_its_key(tmp_path, on, key):
     assert given_of(again) == given_of(source)
 
 
+def test_rows_of_a_table_that_a_later_one_replaces_are_counted(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "0.jpg").touch()
+    place = str(tmp_path / "set")
+    (tmp_path / "t.csv").write_text("Asset,Title\n0,a lake\n0,a lake\n0,a pond\n1,a hill\n")
+    table = {"path": str(tmp_path / "t.csv"), "key": "Asset", "on": "stem"}
+    joined = sources.build({"kind": "folder", "path": place, "table": table}, "p.yaml")
+    assert given_of(joined) == {"0.jpg": {"Title": "a pond"}}
+    assert joined.list().not_opened["replaced_rows"] == 1, "the repeated row says the same"
+    rows = [{"file_name": "0.jpg", "text": text} for text in ("a lake", "a pond", "a sea")]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert given_of(Folder.at(place)) == {"0.jpg": {"text": "a sea"}}
+    assert Folder.at(place).list().not_opened["replaced_rows"] == 2
+
+
 def test_a_table_that_names_no_file_is_one_line(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "0.jpg").touch()
