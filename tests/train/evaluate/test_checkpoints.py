@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from uhr.train.evaluate.checkpoints.page import write_page
 from uhr.train.recipes import resolve
 from uhr.train.run.job import start
 from uhr.train.run.trainer import train
@@ -78,6 +79,28 @@ def test_all_checkpoints_are_scored_and_drawn(run, file, folder, tiny_flux, uhr,
     assert code == 0, err
     assert json.loads(out)["overlap"]["prompts"] == {"count": 2, "names": ["0000", "0001"]}
     assert not Path("scored").exists()
+
+
+def test_a_category_without_images_has_no_chart_and_a_point_where_it_has_a_value(tmp_path):
+    """The mean of a category has no value where no image has a question of it."""
+
+    def value(number):
+        n = 0 if number is None else 4
+        return {"metric": "m", "better": "higher", "meaning": "m", "value": number, "n": n}
+
+    numbers = {"color": (None, None, None), "count": (0.25, None, 0.75)}
+    facts = {
+        "run": "run", "protocol": "p", "complete": False, "n": 4, "level": 0.95,
+        "missing": [], "overlap": None,
+        "steps": [
+            {"step": step, "values": {name: value(each[at]) for name, each in numbers.items()}}
+            for at, step in enumerate((100, 200, 300))
+        ],
+    }  # fmt: skip
+    write_page(facts, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert (text.count("<svg"), text.count("<circle")) == (1, 2)
+    assert ("step 100: 0.25" in text, "step 300: 0.75" in text, "step 200:" in text) == (True, True, False)
 
 
 def test_mistakes_are_one_line(run, file, uhr):

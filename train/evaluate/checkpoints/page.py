@@ -27,7 +27,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> None:
         percent=f"{facts['level']:.0%}",
         overlap=None if facts["overlap"] is None else describe(facts["overlap"]),
         missing=grouped([MissingMetric.model_validate(each) for each in facts["missing"]]),
-        charts=[_chart(facts["steps"], name) for name in names],
+        charts=[chart for name in names if (chart := _chart(facts["steps"], name)) is not None],
         rows=[
             [each["step"], [with_interval(_column(each, name)) for name in names]] for each in facts["steps"]
         ],
@@ -49,8 +49,13 @@ def _ends(column: ColumnResult) -> tuple[float, float]:
     return low, column.value + spread if column.high is None else column.high
 
 
-def _chart(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    points = [(each["step"], _column(each, name)) for each in steps]
+def _chart(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
+    """The geometry of a chart, of the steps that have a value; None if none has."""
+    columns = ((each["step"], _column(each, name)) for each in steps)
+    # the mean of a category has none where no image has a question of it
+    points = [(step, column) for step, column in columns if column.value is not None]
+    if not points:
+        return None
     ends = [_ends(column) for _, column in points]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     first, last = points[0][0], points[-1][0]
