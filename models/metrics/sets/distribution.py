@@ -54,12 +54,13 @@ class _OfFeatures(ABC):
     about: ClassVar[About]
     needs: frozenset[Need] = _REFERENCE
     better: ClassVar[Literal["higher", "lower"]] = "lower"
+    range: ClassVar[str] = ">= 0"
     fewest_rows: ClassVar[int] = 2
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self.name = f"{self.kind}/{extractor.name}"
-        column = ScoreColumn(column_name(self.name), self.better, self.about.measures, ">= 0")
+        column = ScoreColumn(column_name(self.name), self.better, self.about.measures, self.range)
         self.columns = (column,)
 
     def identity(self) -> dict[str, Any]:
@@ -140,6 +141,9 @@ class _Frechet(_OfFeatures):
 
 
 class _Kernel(_OfFeatures):
+    # the estimator is unbiased
+    range = ">= 0 on average, and below 0 by chance for sets of one distribution"
+
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
         assert reference is not None
         return distances.kernel(reference, generated, "features", seed)
@@ -157,6 +161,7 @@ class _Kernel(_OfFeatures):
 class _Score(_OfFeatures):
     needs: frozenset[Need] = frozenset()
     better = "higher"
+    range = ">= 1"
     fewest_rows = distances.SPLITS
 
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:

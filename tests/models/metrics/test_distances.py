@@ -6,7 +6,9 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uhr.models.metrics.registry import metric
 from uhr.models.metrics.sets import distances
+from uhr.models.metrics.sets.distribution import InceptionScore, RandomFrechet
 
 from .test_features import made
 
@@ -28,6 +30,18 @@ def test_frechet_is_the_formula_with_few_and_with_many_rows(seed, n, m):
     # sqrtm of a singular product is not exact: the plain formula is then off by some 1e-4
     assert found.value == pytest.approx(plain_frechet(x.astype(float), y.astype(float)), rel=1e-3)
     assert found.n == min(n, m)
+
+
+def test_the_kernel_distance_of_sets_of_one_distribution_is_0_on_average_as_its_range_says():
+    rng = np.random.default_rng(0)
+    found = [
+        distances.kernel(*(made(rng.normal(size=(8, 4))) for _ in range(2)), "features") for _ in range(200)
+    ]
+    values = np.array([each.value for each in found])
+    assert (values < 0).mean() > 0.2
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(200)
+    assert "below 0 by chance" in metric("random-kernel").columns[0].range
+    assert (RandomFrechet.range, InceptionScore.range) == (">= 0", ">= 1")
 
 
 def test_frechet_of_gaussians_with_known_moments():
