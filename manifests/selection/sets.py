@@ -12,13 +12,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from uhr.base.console import Advance
+from uhr.base.console import Advance, counted
 from uhr.base.errors import UserError
 from uhr.manifests import places
 from uhr.manifests.info import Parent, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_GROUP_ROWS, PREVIEW_SCHEMA
 from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living, merged
+from uhr.manifests.sources.base import place_of
 from uhr.manifests.sql import quoted
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -156,9 +157,12 @@ def _origin(manifests: Sequence[Manifest]) -> dict[str, Any] | None:
     base = None
     for manifest in manifests:
         tree = manifest.source.described()
-        while tree["kind"] == "stored":
-            layers[tree["path"]] = tree
-            tree = tree["source"]
+        while tree["kind"] in ("stored", "manifest"):
+            if tree["kind"] == "manifest":  # it has its images from where those of that manifest are
+                tree = Manifest.open(place_of(tree["path"])).source.described()
+            else:
+                layers[tree["path"]] = tree
+                tree = tree["source"]
         base = tree if base is None else base
         if tree != base:
             raise UserError(
@@ -234,7 +238,7 @@ def _check_agreement(
         for uri, sample, *flags in found
     )
     raise UserError(
-        f"{a[1].name} and {b[1].name} disagree about {count:,} rows: {named}"
+        f"{a[1].name} and {b[1].name} disagree about {counted(count, 'row')}: {named}"
         + (", ..." if count > _NAMED else ""),
         "to keep the values of the first, add --prefer first",
     )

@@ -77,7 +77,7 @@ def test_rows_that_disagree_are_named_or_the_first_is_preferred(
     assert main(call) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "disagree about 1 rows: folder/00051.jpg" in line
+    assert "disagree about 1 row: folder/00051.jpg" in line
     assert "license, width" in line or "width, license" in line
     assert not (tmp_path / "u").exists()
     assert main([*call, "--prefer", "first", "--json"]) == 0
@@ -118,6 +118,27 @@ def test_slices_of_slices_unite_and_subtract_to_their_parent(manifest: Manifest,
     rest = difference(both, inner, tmp_path / "rest")
     assert rest.info.counts["rows"] == 90
     assert [parent.id for parent in rest.info.parents] == [both.id, inner.id]
+
+
+def test_a_manifest_unites_with_one_that_adds_columns_to_it(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    """Its source is the first manifest: its images are the same files."""
+    rows = [make_row(number) for number in (50, 51, 52)]
+    first = make(tmp_path / "first", rows)
+    more = [{**row, "author": "A"} for row in rows[:2]]
+    source = {"kind": "manifest", "path": str(first.path)}
+    added = make(tmp_path / "added", more, root=first.path, origin=source)
+    both = union([added, first], tmp_path / "both", prefer="first")
+    assert [row["author"] for row in both.table().to_pylist()] == ["A", "A", None]
+    rest = difference(first, added, tmp_path / "rest")
+    assert [row["uri"] for row in rest.table().to_pylist()] == [rows[2]["uri"]]
+    for each in (both, rest):
+        assert verify(each.path).faults == []
+        assert str(each.source.open(rows[2]).path) == str(tmp_path / "source" / rows[2]["uri"])
+    other = make(tmp_path / "other", rows, root="/elsewhere")
+    with pytest.raises(UserError, match="from different sources"):
+        union([added, other], tmp_path / "not")
 
 
 @pytest.mark.parametrize(
