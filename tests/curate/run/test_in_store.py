@@ -343,6 +343,32 @@ def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):
     assert lease.claim_at(store) == other
 
 
+class TakenOver(ObjectStore):
+    """A store in which another run takes the lease while this one asks for its version."""
+
+    other = lease.Claim("somebody@elsewhere (process 7)", time.time() + 600, "other")
+
+    def version(self, name: str) -> str:
+        self.write(name, json.dumps(vars(self.other)).encode())
+        return super().version(name)
+
+
+def test_a_lease_that_is_taken_over_while_a_lost_answer_is_looked_up_is_left_to_its_holder(s3):
+    store = TakenOver(f"s3://{s3.bucket}/out")
+
+    def work() -> None:
+        with lease.held(store, 0.6):
+            claim = lease.claim_at(store)
+            # as by a request of this run whose answer did not arrive
+            written = lease.Claim(claim.holder, claim.until + 0.001, claim.token)
+            store.write(lease.NAME, json.dumps(vars(written)).encode())
+            time.sleep(30)
+
+    with pytest.raises(UserError, match="could not be renewed in time, which somebody@elsewhere"):
+        work()
+    assert lease.claim_at(store) == store.other
+
+
 def test_a_part_that_is_discarded_is_gone_on_every_machine(s3, tmp_path):
     address = f"s3://{s3.bucket}/out/units"
     Mirror.begin(tmp_path / "here", address)

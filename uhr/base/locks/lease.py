@@ -165,10 +165,11 @@ class _Lease:
                 if renewed:
                     self._version = renewed
                     continue
-                other = self._found()
+                # the version first: a claim that is written after it makes the next `replace` fail
+                version, other = self._store.version(self._name), self._found()
                 if other is not None and other.token == self._token:
                     # the answer to an earlier request was lost
-                    self._version = self._store.version(self._name)
+                    self._version = version
                     continue
             except (UserError, FileNotFoundError):
                 # tried again as long as nobody else can have taken it
