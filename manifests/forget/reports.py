@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from uhr.base.console import warn
+from uhr.base.errors import one_line
 from uhr.base.paths import in_store, path_text, text_path
 from uhr.base.store import ObjectStore
 from uhr.manifests.info import ManifestInfo
@@ -47,8 +49,9 @@ def _head(file: Path) -> bytes:
     try:
         with file.open("rb") as page:
             return page.read(_HEAD)
-    except OSError:
-        return b""  # it belongs to someone else
+    except OSError as error:  # it may belong to someone else
+        warn(f"{path_text(file)} cannot be read ({one_line(error)}): if it is a report, it is left as it is")
+        return b""
 
 
 def _objects(addresses: Sequence[str]) -> Iterator[tuple[str, bytes]]:

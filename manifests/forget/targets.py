@@ -14,10 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from uhr.base.config import Config
-from uhr.base.console import command
-from uhr.base.errors import UserError
-from uhr.base.paths import in_store, text_path
-from uhr.base.store import ObjectStore
+from uhr.base.console import command, warn
+from uhr.base.errors import UserError, one_line
+from uhr.base.paths import in_store, path_text, text_path
+from uhr.base.store import ObjectStore, StoreError
 from uhr.manifests import places
 from uhr.manifests.forget.reports import SUFFIX, reports_of
 from uhr.manifests.info import FILE, ManifestInfo
@@ -216,8 +216,9 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     checkpoints.
 
     What was made from them, and copies of them, are looked for beside each of them, and in the folders and
-    prefixes `below`. Raises UserError if one of these is no folder or has no objects, or if there is an
-    unfinished export of one of them.
+    prefixes `below`. Raises UserError if one of these is no folder or has no objects, if there is an
+    unfinished export of one of the manifests, or if a record names one of them and is damaged or of a newer
+    version; StoreError if a store fails.
     """
     named = [Path(each) for each in below if not in_store(each)]
     for each in named:
@@ -234,7 +235,15 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     objects = [found for each in below if in_store(each) for found in _objects(each)]
     candidates = [places.place_of(file.parent) for file in files[FILE]]
     candidates += [each.prefix for each in objects if each.name == FILE]
-    infos = {place: info for place in dict.fromkeys(candidates) if (info := _info(place)) is not None}
+    infos: dict[str, ManifestInfo] = {}
+    unread: dict[str, tuple[bytes, str]] = {}
+    for place in dict.fromkeys(candidates):
+        try:
+            infos[place] = places.info_at(place)
+        except StoreError:
+            raise
+        except UserError as error:
+            unread[place] = _record_at(place), error.what
     ids: set[str] = set()
     more = dict(known)
     while more:
@@ -247,6 +256,8 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
         more = {place: info for place, info in left.items() if info.id in ids} or {
             place: info for place, info in left.items() if any(parent.id in ids for parent in info.parents)
         }
+    for place, (data, why) in unread.items():
+        _check_unrelated(f"{place}/{FILE}", data, why, ids)
     unfinished = [(str(file.parents[1]), _bytes(file)) for file in found_files if file.name == "plan.json"]
     unfinished += [(each.prefix, each.data) for each in objects if each.name == _PLAN]
     for place, data in unfinished:
@@ -257,6 +268,9 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
             )
     finished = [(str(file.parent), _bytes(file)) for file in files[EXPORT]]
     finished += [(each.prefix, each.data) for each in objects if each.name == EXPORT]
+    for place, data in finished:
+        if _value(data, ("parent", "id")) is None:
+            _check_unrelated(f"{place}/{EXPORT}", data, f"{place}/{EXPORT} is damaged", ids)
     exports = [place for place, data in finished if _value(data, ("parent", "id")) in ids]
     checkpoints = {str(file.parent): trained_on(file) for file in files[CHECKPOINT]}
     pages = [file for file in found_files if file.suffix == SUFFIX]
@@ -279,11 +293,22 @@ def _files(folder: Path, most: float = math.inf) -> Iterator[Path]:
             yield Path(here) / _PLAN
 
 
-def _info(place: str) -> Any:
-    try:
-        return places.info_at(place)
-    except UserError:
-        return None  # not a manifest of ours that can be read, hence not known to be of the chain
+def _record_at(place: str) -> bytes:
+    """Return the bytes of a `manifest.json` that is not one that this version can read."""
+    if in_store(place):
+        return ObjectStore(place).read(FILE) or b""
+    return _bytes(text_path(place) / FILE)
+
+
+def _check_unrelated(record: str, data: bytes, why: str, ids: Iterable[str]) -> None:
+    """Raise UserError if a record that cannot be read names one of these manifests: what it describes may
+    have the samples, and would keep them.
+    """
+    if any(id_.encode() in data for id_ in ids):
+        raise UserError(
+            f"{record} names one of these manifests, and cannot be read ({why})",
+            "repair it, remove what it describes, or read it with the version that wrote it",
+        )
 
 
 @dataclass(frozen=True)
@@ -313,8 +338,9 @@ def _objects(address: str) -> Iterator[_Object]:
 def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except OSError:
-        return b""  # it belongs to someone else
+    except OSError as error:  # it may belong to someone else
+        warn(f"{path_text(file)} cannot be read ({one_line(error)}): what it leads to is left as it is")
+        return b""
 
 
 def _value(data: bytes, keys: Sequence[str]) -> Any:

@@ -65,6 +65,25 @@ def _check(chain: dict[str, Manifest], before: dict[str, list[dict[str, Any]]]) 
         assert not list(manifest.path.glob(".forget-*"))
 
 
+@pytest.mark.parametrize("record", ["manifest.json", "export.json"])
+def test_a_record_of_the_chain_that_cannot_be_read_is_named(
+    record: str, make: Make, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it describes would keep the samples, and the command would say that they are gone."""
+    top = make(tmp_path / "set", rows)
+    if record == "manifest.json":
+        slice_manifest(top, tmp_path / "child", SliceOptions())
+    else:
+        export(ExportRequest(top, tmp_path / "child", format_named("folder")(top), ExportOptions()))
+    write_json(tmp_path / "page/manifest.json", {"name": "a web page", "icons": []})
+    (tmp_path / "child" / record).write_bytes((tmp_path / "child" / record).read_bytes()[:-3])
+    assert main(["manifest", "forget", str(top.path), "--ids", rows[0]["sample_id"]]) == 1
+    assert f"{tmp_path}/child/{record} names one of these manifests" in capsys.readouterr().err
+    assert Manifest.open(top.path).id == top.id, "nothing was changed"
+    shutil.rmtree(tmp_path / "child")
+    assert main(["manifest", "forget", str(top.path), "--ids", rows[0]["sample_id"]]) == 0
+
+
 def test_a_sample_leaves_the_whole_chain(
     chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
