@@ -105,10 +105,9 @@ def show_(name: Name, sets: Sets = None, as_json: Json = False) -> None:
     """Show a protocol: what decides its numbers, where it comes from, and the papers' values."""
     from uhr.train.evaluate import protocol, show
 
-    found = protocol.load(name, sets).protocol
-    console.emit(
-        {"id": found.id, **found.model_dump(mode="json")}, as_json, lambda _: show.print_protocol(found)
-    )
+    loaded = protocol.load(name, sets)
+    found = {"id": loaded.protocol.id, **loaded.protocol.model_dump(mode="json")}
+    console.emit(found, as_json, lambda _: show.print_protocol(loaded))
 
 
 @app.command("metrics")

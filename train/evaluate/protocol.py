@@ -195,7 +195,8 @@ def names() -> list[str]:
 def load(name: str, sets: list[str] | None = None) -> LoadedProtocol:
     """Load a protocol by name, or from a YAML file, and change single values (`path=value`).
 
-    A file may begin with `extends: NAME`: it then contains only the keys that differ. Raises UserError if
+    A file may begin with `extends: NAME`: it then contains only the keys that differ. With prompts of its
+    own it has neither the number of images nor the papers' values of the other. Raises UserError if
     there is no such protocol, or if it is invalid.
     """
     path = _path_of(name)
@@ -231,6 +232,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if below.resolve() in (*seen, path.resolve()):
         raise UserError(f"{path}: 'extends: {base}' leads back to the file itself", "extend another protocol")
     found = _read(below, (*seen, path.resolve()))
+    if "prompts" in tree:
+        # number and values of the published evaluation are of its prompts
+        found.pop("images", None)
+        found.pop("paper", None)
     prompts = found.get("prompts")
     if isinstance(prompts, dict) and prompts.get("file") and "prompts" not in tree:
         # relative to the file that names it

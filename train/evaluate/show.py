@@ -10,14 +10,15 @@ from uhr.base.console import command, counted, say, shown, table
 from uhr.base.formatting import number
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.overlap.compare import describe
-from uhr.train.evaluate.protocol import EvalProtocol
+from uhr.train.evaluate.protocol import FOLDER, LoadedProtocol
 from uhr.train.evaluate.result import SCORES, ColumnResult, Result
 
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
-def print_protocol(found: EvalProtocol) -> None:
+def print_protocol(loaded: LoadedProtocol) -> None:
     """Print everything that is in a protocol."""
+    found = loaded.protocol
     say(f"{found.id}: {found.about}")
     for text in found.sources:
         say(f"  source: {text}")
@@ -26,7 +27,11 @@ def print_protocol(found: EvalProtocol) -> None:
     prompts, references = found.prompts, found.references
     seeds = ", ".join(map(str, found.seeds))
     rule = "plus the prompt's index" if found.seed_rule == "index" else "for every prompt"
-    of = "they come with uhr" if prompts.file is not None else f"--prompts PATH ({prompts.get})"
+    file = loaded.prompts_file
+    if file is None:
+        of = f"--prompts PATH ({prompts.get})"
+    else:
+        of = "they come with uhr" if file.parent == FOLDER else str(file)
     say()
     say(f"size        {found.size[0]}x{found.size[1]} px")
     say(f"seeds       {seeds} {rule}")

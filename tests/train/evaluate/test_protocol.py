@@ -38,6 +38,22 @@ def test_the_list_and_each_protocol_are_shown(uhr):
     assert "139.29" in out
 
 
+def test_a_protocol_with_its_own_prompts_shows_these_and_no_number_or_values_of_the_other(uhr, tmp_path):
+    own, same = tmp_path / "own.yaml", tmp_path / "same.yaml"
+    own.write_text("extends: aesthetic-eval-4096\nname: own\nprompts: {layout: file, file: mine.txt}\n")
+    same.write_text("extends: uhr-default\nname: same\n")
+    code, out, _ = uhr("eval", "show", str(own))
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["images", "not", "stated"] in lines
+    assert ["prompts", "layout", "'file':", str(tmp_path / "mine.txt")] in lines
+    assert "Their values" not in out
+    for name in (str(same), "uhr-default"):
+        out = uhr("eval", "show", name)[1]
+        assert "they come with uhr" in out
+        assert ["images", "64"] in [line.split() for line in out.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
