@@ -250,6 +250,9 @@ def _only_expression(
     parsed: dict[str, Any] = json.loads(answer[0])
     if parsed["error"]:
         message = one_line(parsed.get("error_message", ""))
+        # what was not expected is behind the text, where the user has written nothing
+        end = len(query[: query.index(text)].encode()) + len(f"{text}\n".encode())
+        message = "it ends too early" if int(parsed.get("position", 0)) >= end else message
         raise UserError(
             f"{where}: '{text}' is not an SQL condition ({message})", "write one boolean expression"
         )

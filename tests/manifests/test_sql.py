@@ -150,6 +150,13 @@ def test_verdicts_follow_three_valued_logic_row_by_row(rows: list, low: float, h
     assert verdicts.to_pylist() == [both(e, f) for e, f in rows]
 
 
+@pytest.mark.parametrize("text", ["width >", "(width > 3", "author = 'ü' AND"])
+def test_a_condition_that_ends_too_early_says_so(text: str) -> None:
+    """And not what uhr has written behind it."""
+    with pytest.raises(UserError, match=r"is not an SQL condition \(it ends too early\)"):
+        SqlCondition.parse(text, "--where")
+
+
 def test_a_fault_that_only_data_shows_names_the_condition() -> None:
     condition = SqlCondition.parse("CAST(caption AS INTEGER) > 1", "rule 'count'")
     condition.check(SCHEMA)
