@@ -20,7 +20,7 @@ from uhr.base.paths import in_store, path_text, text_path
 from uhr.base.store import ObjectStore, StoreError
 from uhr.manifests import places
 from uhr.manifests.forget.reports import SUFFIX, reports_of
-from uhr.manifests.info import FILE, ManifestInfo
+from uhr.manifests.info import FILE, UNFINISHED, ManifestInfo
 from uhr.manifests.lineage import CHECKPOINT, lineage, trained_on
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.tombstones import COLUMNS, tombstones_of
@@ -224,7 +224,10 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     for each in named:
         if not each.is_dir():
             raise UserError(f"--in {each} is no folder", "name a folder that has manifests in it")
-    links = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
+    chain = lineage(places.place_of(manifest.path))
+    links = [link for link in chain if link["found"]]
+    # those that are gone have no samples; those that cannot be read may have some
+    absent = [link for link in chain if not link["found"] and link["role"] != UNFINISHED]
     known: dict[str, ManifestInfo] = {}
     for link in sorted(links, key=lambda link: -link["depth"]):
         known.setdefault(places.place_of(link["path"]), places.info_at(link["path"]))
@@ -235,6 +238,7 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     objects = [found for each in below if in_store(each) for found in _objects(each)]
     candidates = [places.place_of(file.parent) for file in files[FILE]]
     candidates += [each.prefix for each in objects if each.name == FILE]
+    candidates += [link["path"] for link in absent]
     infos: dict[str, ManifestInfo] = {}
     unread: dict[str, tuple[bytes, str]] = {}
     for place in dict.fromkeys(candidates):
@@ -257,7 +261,7 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
             place: info for place, info in left.items() if any(parent.id in ids for parent in info.parents)
         }
     for place, (data, why) in unread.items():
-        _check_unrelated(f"{place}/{FILE}", data, why, ids)
+        _check_unrelated(f"{place}/{FILE}", data, why, ids.union(link["id"] for link in absent))
     unfinished = [(str(file.parents[1]), _bytes(file)) for file in found_files if file.name == "plan.json"]
     unfinished += [(each.prefix, each.data) for each in objects if each.name == _PLAN]
     for place, data in unfinished:
@@ -338,6 +342,8 @@ def _objects(address: str) -> Iterator[_Object]:
 def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
     except OSError as error:  # it may belong to someone else
         warn(f"{path_text(file)} cannot be read ({one_line(error)}): what it leads to is left as it is")
         return b""

@@ -51,3 +51,24 @@ def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]
     assert "forget.json" not in [
         entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
     ]
+
+
+def test_a_parent_that_cannot_be_read_is_not_taken_for_one_that_is_gone(
+    s3: Any, make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    top = make(tmp_path / "sets/top", rows)
+    middle = slice_manifest(top, f"s3://{s3.bucket}/middle", SliceOptions())
+    last = slice_manifest(middle, tmp_path / "last", SliceOptions())
+    request = ForgetRequest(ids=(rows[0]["sample_id"],))
+    s3.fault = lambda method, path: 403 if path.endswith("/middle/manifest.json") else None
+    with pytest.raises(UserError, match="access is denied"):
+        job.forget(last.path, request)
+    s3.fault = lambda method, path: None
+    record = tmp_path / "sets/top/manifest.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-3])
+    with pytest.raises(UserError, match=r"top/manifest\.json names one of these manifests"):
+        job.forget(last.path, request)
+    assert Manifest.open(last.path).id == last.id
+    record.write_bytes(whole)
+    assert [each.rows for each in job.forget(last.path, request).manifests] == [1, 1, 1]
