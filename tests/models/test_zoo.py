@@ -306,6 +306,20 @@ def test_a_gated_repository_says_how_to_get_in(monkeypatch):
         zoo.open_model("org/model")
 
 
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    from uhr.base.hub import described, snapshot
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port `discard`: nothing answers
+    says = r"'org/model' .*the hub.*: check the path, or the "
+    with pytest.raises(UserError, match=says):
+        described("org/model", None)
+    with pytest.raises(UserError, match=says):
+        snapshot("org/model", None, ["*"], into=tmp_path / "weights")
+
+
 def test_a_full_disk_under_the_hubs_cache_is_no_wrong_id(monkeypatch):
     import errno
 

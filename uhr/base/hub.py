@@ -108,12 +108,9 @@ def _network_errors() -> tuple[type[Exception], ...]:
     """What the hub's library raises if the hub cannot be reached or refuses."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        import httpx
-    except ImportError:
-        # versions before 1.0 use requests, whose errors are OSErrors
-        return HfHubHTTPError, OSError
-    return HfHubHTTPError, OSError, httpx.HTTPError
+    # its versions use requests, httpx or httpx2, whose errors it derives its own from; those of requests
+    # are OSErrors
+    return OSError, *(each for each in HfHubHTTPError.__bases__ if issubclass(each, Exception))
 
 
 def described(repository: str, revision: str | None) -> tuple[str, str | None]:
