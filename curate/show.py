@@ -169,8 +169,7 @@ def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
     rejecting = {rule.name for rule in info.rules}
     for rule in info.rules:
         if rule.state == "evaluated":
-            name = f"{rule.name} (channel {rule.channel})" if rule.channel else rule.name
-            say(shown(f"  rejected  {rule.rejected:>8,} of {rule.seen:,}   {name}: {rule.where}"))
+            say(shown(f"  rejected  {rule.rejected:>8,} of {rule.seen:,}   {rule.label}: {rule.where}"))
     for kind, count in info.counts["reasons"].items():
         if kind not in rejecting:
             say(f"  failed    {count:>8,}   {shown(kind)}")

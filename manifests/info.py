@@ -77,6 +77,11 @@ class RuleInfo(LaterKeys, Config):
     channel: str = ""
     rows: Literal["", "images", "patches"] = ""
 
+    @property
+    def label(self) -> str:
+        """The name, with the channel if the rule is of one."""
+        return f"{self.name} (channel {self.channel})" if self.channel else self.name
+
 
 class Redaction(Config):
     """What `forget` took out of a manifest: how many rows, when, why, and the id before.

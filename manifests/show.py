@@ -39,7 +39,7 @@ def print_stats(manifest: Manifest, stats: Stats) -> None:
     _section(("reason", "rows"), counts["reasons"].items())
     rules = [
         (
-            rule["name"],
+            rule["label"],
             rule["seen"],
             rule["rejected"],
             rule["left"],

@@ -56,7 +56,9 @@ class Stats:
 def compute(manifest: Manifest) -> Stats:
     """Compute the statistics of all rows, kept or not."""
     info = manifest.info
-    rules = [{**rule.model_dump(), "left": rule.seen - rule.rejected} for rule in info.rules]
+    rules = [
+        {**rule.model_dump(), "label": rule.label, "left": rule.seen - rule.rejected} for rule in info.rules
+    ]
     with manifest.connect() as connection:
         return Stats(
             id=info.id,

@@ -280,6 +280,12 @@ def test_an_image_is_kept_if_one_channel_accepts_it(run, uhr, tmp_path):
         "light": ("bright", "pass"),
         "top": ("bright", "fail"),
     }
+    _, text, _ = uhr("manifest", "show", manifest.path)
+    assert "top (channel bright)" in text
+    page = (manifest.path / "report.html").read_text()
+    assert ">top (channel bright)</th>" in page
+    assert "A rule of a channel takes samples out of that channel only" in page
+    assert "also to rejected ones" not in page
 
 
 def test_the_rules_of_two_stages_over_the_set_are_both_in_rejected_by(run):
@@ -334,3 +340,4 @@ all_rules: true
     assert rows["7"]["rejected_by"] == ["wide", "busy"]
     assert all(row["entropy"] is not None and row["content_hash"] is not None for row in rows.values())
     assert all(row["mean"] is None for row in rows.values()), "models see only what is kept"
+    assert "also to rejected ones" in (manifest.path / "report.html").read_text()
