@@ -89,8 +89,8 @@ def _print_pass(this: Pass, before: str) -> None:
         _print_stages(text, stages)
     for segment in this.segments:
         _print_stages(f"by a model ({_resources(segment.resources)})", segment.stages)
-        for view in segment.views:
-            say(shown(f"    looks at {view}"))
+        for view in segment.views.values():
+            say(f"    view: {view.describe()}")
         for weights in (found for planned in segment.stages for found in weights_of(planned)):
             say(shown(f"    weights {weights['from']}: present, SHA-256 {weights['sha256'][:16]}"))
     _print_stages("over the whole set", this.sets)

@@ -28,6 +28,13 @@ class View:
         if self.shortest is not None and self.longest is not None:
             raise ValueError(f"{self} limits both sides; give one")
 
+    def describe(self) -> str:
+        """Return a short text such as `at most 1024 px on the longer side, bicubic`."""
+        side = self.shortest or self.longest
+        if side is None:
+            return "the image at its own size"
+        return f"at most {side} px on the {'shorter' if self.shortest else 'longer'} side, {self.filter}"
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of the view of an image of this size, in px.
 

@@ -120,6 +120,8 @@ def test_the_estimate_has_the_time_of_previews_and_of_views(uhr, pictures, tmp_p
     assert stages["making views"]["seconds_each"] >= 0.05
     names = ("slow", "making previews", "making views")
     assert found["passes"][0]["seconds"] >= sum(stages[name]["seconds"] for name in names)
+    code, text, _ = uhr("curate", "run", file, *arguments[:-1], "--measure", 0)
+    assert "view: at most 8 px on the shorter side, bicubic" in text
 
 
 def test_decoding_is_not_counted_as_making_previews(uhr, pictures, tmp_path):
