@@ -124,8 +124,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises UnpicklingError, RuntimeError or OSError, safetensors an error of its own
-        text = one_line(error)[:160]
+        # torch raises UnpicklingError, RuntimeError or OSError, safetensors an error of its own; other files
+        # make the reader of pickles stumble, with errors that tell nothing
+        foreign = isinstance(error, LookupError | ValueError | TypeError | AttributeError)
+        text = "it is no PyTorch file" if foreign else one_line(error)[:160]
         raise UserError(f"the weights {path} cannot be read ({text})", "name a safetensors file") from error
     inner = tree.get("state_dict", tree) if isinstance(tree, dict) else tree
     if not isinstance(inner, dict) or not all(isinstance(value, torch.Tensor) for value in inner.values()):
