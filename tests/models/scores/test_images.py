@@ -122,7 +122,7 @@ def test_weights_in_an_object_store_are_copied_once(s3):
         Weights.parse(f"s3://{s3.bucket}/nowhere").fetch()
 
 
-def test_weights_that_are_text_are_told_as_no_pytorch_file(tmp_path):
+def test_a_text_file_is_refused_as_no_pytorch_file(tmp_path):
     (tmp_path / "text.pt").write_text("root:x:0:0:root:/root:/bin/bash\n")
     with pytest.raises(UserError, match=r"text\.pt cannot be read \(it is no PyTorch file\)"):
         read_tensors(tmp_path / "text.pt")
