@@ -241,7 +241,8 @@ def test_an_arm_that_fails_ends_the_others_after_their_command(monkeypatch, caps
 
 
 UNTIL_INTERRUPTED = """
-import pathlib, time
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 def wait(file):
     for _ in range(6000):
         if pathlib.Path(file).exists():

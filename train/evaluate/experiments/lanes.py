@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -170,7 +169,8 @@ class _Arm:
     def interrupt(self) -> None:
         """Interrupt the process: a training saves a checkpoint before it ends."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            # as by Ctrl-C, which the processes of a background job ignore
+            self._process.terminate()
 
     def wait(self) -> None:
         """Wait for the end of the process."""
