@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -301,7 +302,8 @@ class Times:
         pass
 
 
-def test_a_lease_is_renewed_after_an_answer_was_lost_and_the_next_request_failed(s3, monkeypatch):
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_lease_is_renewed_after_an_answer_was_lost_and_the_next_request_failed(s3, monkeypatch, rounds):
     store = ObjectStore(f"s3://{s3.bucket}/out")
     replace, version = ObjectStore.replace, ObjectStore.version
     lost, failed = [], []
@@ -319,11 +321,13 @@ def test_a_lease_is_renewed_after_an_answer_was_lost_and_the_next_request_failed
     monkeypatch.setattr(ObjectStore, "replace", unanswered)
     monkeypatch.setattr(ObjectStore, "version", failing)
     one = lease._Lease(store, 60, lease.NAME, None)
-    monkeypatch.setattr(one, "_over", Times(3))
+    monkeypatch.setattr(one, "_over", Times(rounds))
     one.take()
     one._thread.join()
     assert (len(lost), failed, one.lost) == (1, [lease.NAME], None)
-    assert one._version == version(store, lease.NAME) != lost[0]
+    assert one._version == version(store, lease.NAME)
+    assert (one._version != lost[0]) == (rounds == 3)
+    assert one._until == lease.claim_at(store).until, "it does not count on more than it has"
     one.release()
     assert lease.claim_at(store) is None
 
@@ -340,6 +344,33 @@ def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):
 
     with pytest.raises(UserError, match="could not be renewed in time, which somebody@elsewhere"):
         work()
+    assert lease.claim_at(store) == other
+
+
+def test_a_lease_that_is_lost_when_the_work_is_done_does_not_interrupt_it(s3, monkeypatch):
+    other = lease.Claim("somebody@elsewhere (process 7)", time.time() + 600, "other")
+    asked, done = threading.Event(), threading.Event()
+    over: list[threading.Event] = []
+    release = lease._Lease.release
+
+    class Late(ObjectStore):
+        """A store that answers a renewal when the work is done, and then another run has the lease."""
+
+        def replace(self, *_: Any) -> None:
+            asked.set()
+            done.wait()
+            over[0].wait()
+            self.write(lease.NAME, json.dumps(vars(other)).encode())
+
+    def ending(self: lease._Lease) -> None:
+        over.append(self._over)
+        done.set()
+        release(self)
+
+    monkeypatch.setattr(lease._Lease, "release", ending)
+    store = Late(f"s3://{s3.bucket}/out")
+    with lease.held(store, 0.03):
+        asked.wait()
     assert lease.claim_at(store) == other
 
 

@@ -168,8 +168,8 @@ class _Lease:
                 # the version first: a claim that is written after it makes the next `replace` fail
                 version, other = self._store.version(self._name), self._found()
                 if other is not None and other.token == self._token:
-                    # the answer to an earlier request was lost
-                    self._version = version
+                    # the answer to an earlier request was lost: the claim is that one's
+                    self._version, self._until = version, other.until
                     continue
             except (UserError, FileNotFoundError):
                 # tried again as long as nobody else can have taken it
@@ -177,6 +177,8 @@ class _Lease:
                 if _now() < ends:
                     continue
                 other = None
+            if self._over.is_set():
+                return  # the work is done
             by = "" if other is None else f", which {other.holder} has taken over"
             self.lost = UserError(
                 f"the lease of {self._store.text} could not be renewed in time{by}",
