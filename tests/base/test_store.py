@@ -152,6 +152,12 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
         )
 
 
+def test_a_file_that_is_gone_is_not_taken_for_a_bucket_that_is_gone(s3, tmp_path):
+    store = open_store(f"s3://{s3.bucket}/x")
+    with pytest.raises(StoreError, match=rf"^s3://{s3.bucket}/x/a: it was removed meanwhile"):
+        store.upload(tmp_path / "copy of a bucket" / "a", "a")
+
+
 def test_a_probe_that_is_refused_names_the_prefix(s3):
     s3.fault = lambda method, path: 403
     with pytest.raises(StoreError, match=rf"^s3://{s3.bucket}/x: access is denied") as error:

@@ -476,7 +476,7 @@ def _described(error: Exception) -> tuple[str, str] | None:
     if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
         return None
     text_of_error = one_line(error)
-    if "FileNotFoundError" in kinds and "bucket" in text_of_error:
+    if _code(error) == "NoSuchBucket":
         return _NO_BUCKET
     for kind in kinds:
         if kind in _KINDS:
