@@ -349,7 +349,7 @@ def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):
 
 def test_a_lease_that_is_lost_when_the_work_is_done_does_not_interrupt_it(s3, monkeypatch):
     other = lease.Claim("somebody@elsewhere (process 7)", time.time() + 600, "other")
-    asked, done = threading.Event(), threading.Event()
+    requested, done = threading.Event(), threading.Event()
     over: list[threading.Event] = []
     release = lease._Lease.release
 
@@ -357,7 +357,7 @@ def test_a_lease_that_is_lost_when_the_work_is_done_does_not_interrupt_it(s3, mo
         """A store that answers a renewal when the work is done, and then another run has the lease."""
 
         def replace(self, *_: Any) -> None:
-            asked.set()
+            requested.set()
             done.wait()
             over[0].wait()
             self.write(lease.NAME, json.dumps(vars(other)).encode())
@@ -370,7 +370,7 @@ def test_a_lease_that_is_lost_when_the_work_is_done_does_not_interrupt_it(s3, mo
     monkeypatch.setattr(lease._Lease, "release", ending)
     store = Late(f"s3://{s3.bucket}/out")
     with lease.held(store, 0.03):
-        asked.wait()
+        requested.wait()
     assert lease.claim_at(store) == other
 
 
