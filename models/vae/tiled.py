@@ -38,7 +38,11 @@ from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
 Part = Literal["encode", "decode"]
 
 
-_REPORT: ContextVar[Callable[[float], None] | None] = ContextVar("report", default=None)
+def _no_report(share: float) -> None:
+    pass
+
+
+_REPORT: ContextVar[Callable[[float], None]] = ContextVar("report", default=_no_report)
 
 
 @contextlib.contextmanager
@@ -156,17 +160,21 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
         raise UserError("exact tiling has no gradient, and its input requires one", "revert it for training")
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
+        report = _REPORT.get()
         if _fits_whole(options, vae, task, len(x)):
             whole = _whole(vae, part, x)
-            if (report := _REPORT.get()) is not None:
-                report(1.0)
+            report(1.0)
             return whole
         plan, dtype = make_plan(task, int(options.memory)), _compute_dtype(options, vae)
         last = task.shapes[-1]
         out = x.new_empty(len(x), last.channels, last.height, last.width, dtype=dtype)
         storage = torch.device("cpu") if options.hold == "cpu" else None
-        for sample, place in zip(x.split(1), out.split(1), strict=True):
-            execute(task, plan, sample, place, storage)
+        for number, (sample, place) in enumerate(zip(x.split(1), out.split(1), strict=True)):
+
+            def done(share: float, before: int = number) -> None:
+                report((before + share) / len(x))
+
+            execute(task, plan, sample, place, storage, done)
     return out
 
 
@@ -197,10 +205,17 @@ def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
 
 
 def execute(
-    task: Task, plan: TilingPlan, sample: torch.Tensor, out: torch.Tensor, storage: torch.device | None
+    task: Task,
+    plan: TilingPlan,
+    sample: torch.Tensor,
+    out: torch.Tensor,
+    storage: torch.device | None,
+    report: Callable[[float], None],
 ) -> None:
-    """Run one sample [1, C, H, W] through the plan's segments, into `out`."""
-    run, report = Pass(out.dtype, {}), _REPORT.get()
+    """Run one sample [1, C, H, W] through the plan's segments, into `out`, and `report` the share that is
+    done.
+    """
+    run = Pass(out.dtype, {})
     source: WholeInput | StoredBands = WholeInput(sample)
     for i, segment in enumerate(plan.segments):
         if segment.last == len(task.units):
@@ -212,8 +227,7 @@ def execute(
         height, count = task.shapes[segment.last].height, len(plan.segments)
 
         def written(rows: int, before: int = i, height: int = height, count: int = count) -> None:
-            if report is not None:
-                report((before + rows / height) / count)
+            report((before + rows / height) / count)
 
         _segment(task, segment, source, sink, following, run, written)
         assert isinstance(sink, StoredBands) or i + 1 == len(plan.segments)

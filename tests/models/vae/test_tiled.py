@@ -16,7 +16,7 @@ from uhr.models.vae import codec
 from uhr.models.vae.attention import in_blocks, scaled_dot_product
 from uhr.models.vae.bands import Moments
 from uhr.models.vae.f16 import F16
-from uhr.models.vae.tiled import ExactTiling
+from uhr.models.vae.tiled import ExactTiling, reporting
 
 EXACT = 2e-5
 """The bound of the claim, float32, on images in about [-1, 1]."""
@@ -199,6 +199,19 @@ def test_a_reconstruction_reports_how_much_of_it_is_done(tiny_flux, bands):
     assert 1 / 3 in [pytest.approx(share) for share in shares]
     # bands, or both halves alone
     assert len(shares) > 8 if bands else len(shares) == 2
+
+
+def test_of_a_batch_the_share_of_the_whole_call_is_reported(tiny_flux):
+    from uhr.models.zoo import load_vae
+
+    vae, shares = load_vae(tiny_flux), []
+    with (
+        temporarily(vae, ExactTiling(memory=tightest(vae, "decode", 12, 10).memory * 3)),
+        reporting(shares.append),
+    ):
+        run(vae, "decode", draw(3, 16, 12, 10))
+    assert shares == sorted(shares)
+    assert {1 / 3, 2 / 3, 1.0} <= set(shares)
 
 
 def test_revert_gives_back_the_very_methods_and_bits(vae):
