@@ -58,7 +58,7 @@ class View:
             return tensor.flip(-1) if reverse else tensor
         planes = tensor.permute(2, 0, 1)[None]
         resized = torch.nn.functional.interpolate(planes, size[::-1], mode=self.filter, antialias=True)[0]
-        if resized.is_cuda:
+        if resized.device.type != "cpu":
             return (resized.flip(0) if reverse else resized).permute(1, 2, 0).contiguous()
         # torch returns planes, and takes twenty times as long to interleave them
         channels = [plane.numpy() for plane in resized]

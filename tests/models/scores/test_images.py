@@ -31,6 +31,13 @@ def test_a_view_is_within_one_level_of_pillow(images):
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
+def test_a_view_is_made_on_the_device_of_the_image():
+    image = torch.empty((64, 48, 3), dtype=torch.uint8, device="meta")
+    for reverse in (False, True):
+        found = View(longest=32).of(image, reverse)
+        assert (found.shape, found.device.type) == ((32, 24, 3), "meta")
+
+
 @pytest.mark.parametrize(
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4), np.uint8),
