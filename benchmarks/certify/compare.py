@@ -58,7 +58,7 @@ class Deviation:
 
 def compare(ours: Path, official: Path, found: dict[str, dict[str, Any]]) -> Deviation:
     """Compare the folders of two sides; `found` has their result.json by side. Raises UserError for images or
-    latents of different sizes."""
+    latents of different sizes, and for a side without steps."""
     import numpy as np
 
     from uhr.pixels.decode import decode, read_bytes
@@ -71,6 +71,10 @@ def compare(ours: Path, official: Path, found: dict[str, dict[str, Any]]) -> Dev
     difference = images[0].astype(np.int16) - images[1]
     error = float((difference.astype(np.float64) ** 2).mean())
     counts = {side: each["steps"] for side, each in found.items()}
+    for side, count in counts.items():
+        if not count:
+            code = "our code" if side == "ours" else "the official code"
+            raise UserError(f"{code} gave no latents after a step", "see log.txt beside its image")
     pairs = [pair(ours, official, number, aspect) for number in range(min(counts.values()))]
     last = pair(ours, ours / "rounded", counts["ours"] - 1, aspect)
     return Deviation(

@@ -10,46 +10,29 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.certify.official.harness import Recorder, measured, write_result
 from uhr.base.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from uhr.models.generate.setup import Setup
 
 
 def run(file: Path) -> None:
     """Run the job in a JSON file, and write noise, image, steps and result.json into its folder."""
     import torch
 
-    from uhr.models.generate.request import Adapter, Item, Request
+    from uhr.models.generate.request import Item
     from uhr.models.generate.session import Session
-    from uhr.models.generate.setup import Setup
 
     job = json.loads(file.read_text(encoding="utf-8"))
-    out, size = Path(job["out"]), (job["width"], job["height"])
-    request = Request(
-        sampler=job["sampler"],
-        model=job["model"],
-        size=size,
-        steps=job["steps"],
-        guidance=job["guidance"],
-        adapters=tuple(Adapter(name=name) for name in job["adapters"]),
-        transformer=None if job["transformer"] is None else Path(job["transformer"]),
-        dtype=job["dtype"],
-        device=job["device"],
-        offload="model" if job["offload"] else None,
-        options=job["options"],
-    )
-    setup = Setup.of(request, fetch=False)
+    out, setup = Path(job["out"]), _setup(job)
     call = setup.call(Item(prompt=job["prompt"], seed=job["seed"]))
     session = Session(setup)
-    vae = session.pipeline.vae
-    if job["vae_tiling"] != "never":
-        vae.enable_tiling()
-    if job["vae_tiling"] == "always":
-        # also where an image is no larger than a tile
-        vae._encode, vae._decode = vae._tiled_encode, vae.tiled_decode
+    _tile(session.pipeline.vae, job["vae_tiling"])
 
     def generate(recorder: Recorder) -> Any:
         return session.pipeline(
@@ -80,6 +63,36 @@ def run(file: Path) -> None:
     adapters = [found["sha256"] for found in setup.adapters]
     more = {"spec": setup.spec.name, "weights": weights, "adapters": adapters}
     write_result(out, job, recorder, seconds, peak, more)
+
+
+def _setup(job: Mapping[str, Any]) -> Setup:
+    """Our call of the row."""
+    from uhr.models.generate.request import Adapter, Request
+    from uhr.models.generate.setup import Setup
+
+    request = Request(
+        sampler=job["sampler"],
+        model=job["model"],
+        size=(job["width"], job["height"]),
+        steps=job["steps"],
+        guidance=job["guidance"],
+        adapters=tuple(Adapter(name=name) for name in job["adapters"]),
+        transformer=None if job["transformer"] is None else Path(job["transformer"]),
+        dtype=job["dtype"],
+        device=job["device"],
+        offload="model" if job["offload"] else None,
+        options=job["options"],
+    )
+    return Setup.of(request, fetch=False)
+
+
+def _tile(vae: Any, when: str) -> None:
+    """Have a VAE tile as that of the official code does (`Row.vae_tiling`)."""
+    if when != "never":
+        vae.enable_tiling()
+    if when == "always":
+        # also where an image is no larger than a tile
+        vae._encode, vae._decode = vae._tiled_encode, vae.tiled_decode
 
 
 @contextlib.contextmanager

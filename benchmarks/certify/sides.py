@@ -119,7 +119,7 @@ def _run(row: Row, side: str, command: Sequence[str], job: Mapping[str, Any]) ->
     folder = Path(job["out"])
     file, log = folder / "job.json", folder / "log.txt"
     write_json(file, job)
-    # the official code is found first: the working folder is not searched for ours by mistake
+    # for `benchmarks`, from any working folder; the official side puts the official code before it
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_inherited()])}
     code = start([*command, str(file)], env, log)
     if code != 0 or not (folder / "result.json").exists():

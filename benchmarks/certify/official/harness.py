@@ -146,6 +146,8 @@ def run(file):
     if noise.left:
         raise RuntimeError(f"the official code drew noise {noise.given} times, ours {len(noise.left)} more")
     image = first_image(found)
+    if image is None:
+        raise RuntimeError(f"the official code returned no PIL image, but {type(found).__name__}")
     image.save(str(out / "image.png"))
     write_result(out, job, recorder, seconds, peak)
 
@@ -179,10 +181,12 @@ def measured(device, function):
 
 
 def first_image(found):
-    """The first PIL image in what a pipeline returns: an output, a tuple, a list, or lists of lists."""
+    """The first PIL image in what a pipeline returns: an output, a tuple, a list, or lists of lists; None
+    without one."""
     if hasattr(found, "save") and hasattr(found, "size"):
         return found
-    for each in getattr(found, "images", found):
+    inner = getattr(found, "images", found)
+    for each in inner if isinstance(inner, (list, tuple)) else ():
         image = first_image(each)
         if image is not None:
             return image

@@ -187,6 +187,8 @@ def test_the_image_is_found_in_whatever_a_pipeline_returns():
     image = Image.new("RGB", (8, 8))
     for found in (image, [image], ([image], [None]), SimpleNamespace(images=[[image], image])):
         assert harness.first_image(found) is image
+    for found in (None, "an image", [], torch.zeros(3, 8, 8), SimpleNamespace(images=[torch.zeros(8)])):
+        assert harness.first_image(found) is None
 
 
 def test_the_official_side_needs_nothing_of_this_project_and_runs_on_python_39():
@@ -265,6 +267,8 @@ def test_images_of_two_sizes_are_an_error_and_another_number_of_steps_a_reason(t
     found = compare(*folders(tmp_path / "b", steps=(3, 2)))
     assert found.reasons == ("official 2 steps, ours 3", "official 2 calls, ours 3")
     assert found.verdict(1.0) == "deviates"
+    with pytest.raises(UserError, match="the official code gave no latents after a step"):
+        compare(*folders(tmp_path / "c", steps=(2, 0)))
 
 
 @pytest.mark.parametrize(
