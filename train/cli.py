@@ -12,7 +12,7 @@ from uhr.base import console
 from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError, with_options
 from uhr.base.files import saving
-from uhr.base.paths import local, or_similar
+from uhr.base.paths import anywhere, local, or_similar
 from uhr.models.cli import BASE_HELP, COMFYUI_HELP, MODEL_HELP, SPEC_HELP, model_name
 from uhr.train.data.names import named_path
 
@@ -141,9 +141,11 @@ def plan_(
 @app.command("encode")
 def encode_(
     manifest: Annotated[
-        Path,
+        Any,
         typer.Argument(
-            parser=local("MANIFEST"), metavar="MANIFEST", help="A manifest; its kept rows are encoded."
+            parser=anywhere("MANIFEST"),
+            metavar="MANIFEST",
+            help="Folder or s3:// address of a manifest; its kept rows are encoded.",
         ),
     ],
     out: Annotated[

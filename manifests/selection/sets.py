@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from uhr.base.console import Advance, counted
 from uhr.base.errors import UserError
+from uhr.base.paths import text_place
 from uhr.manifests import places
 from uhr.manifests.info import Parent, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_GROUP_ROWS, PREVIEW_SCHEMA
 from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living, merged
-from uhr.manifests.sources.base import place_of
 from uhr.manifests.sql import quoted
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -159,7 +159,7 @@ def _origin(manifests: Sequence[Manifest]) -> dict[str, Any] | None:
         tree = manifest.source.described()
         while tree["kind"] in ("stored", "manifest"):
             if tree["kind"] == "manifest":  # it has its images from where those of that manifest are
-                tree = Manifest.open(place_of(tree["path"])).source.described()
+                tree = Manifest.open(text_place(tree["path"])).source.described()
             else:
                 layers[tree["path"]] = tree
                 tree = tree["source"]

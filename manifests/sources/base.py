@@ -24,7 +24,7 @@ from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
 from uhr.base.formatting import human_bytes
-from uhr.base.paths import in_store, path_text, text_path, unescaped
+from uhr.base.paths import in_store, path_text, text_path, text_place, unescaped
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.schema import CONTRACT, SOURCE_NAME, Column
 from uhr.manifests.sources import tables
@@ -80,11 +80,6 @@ LocalPath = Annotated[str, pydantic.AfterValidator(absolute)]
 
 AnyPlace = Annotated[str, pydantic.AfterValidator(lambda text: text if in_store(text) else absolute(text))]
 """A `LocalPath`, or an address in an object store."""
-
-
-def place_of(text: str) -> Path | str:
-    """Return the path of an `AnyPlace`, or the address."""
-    return text if in_store(text) else text_path(text)
 
 
 @dataclass
@@ -167,7 +162,7 @@ class TableJoin(Config):
         keys = [self._key(uri) for uri in listing.items["uri"].to_pylist()]
         if not values.keys() & keys:
             example = f"'{next(iter(values))}' and the files are '{keys[0]}'" if values else "empty"
-            what = f"no file of {listing.source.place} has a row in {place_of(self.path)}"
+            what = f"no file of {listing.source.place} has a row in {text_place(self.path)}"
             raise UserError(f"{what}: its keys are {example}", "check key, and on: path, name or stem")
         counts = dict(listing.not_opened)
         for name, count in (("unmatched_rows", len(values.keys() - set(keys))), ("replaced_rows", replaced)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.errors import UserError
+from uhr.base.paths import text_place
 from uhr.manifests import places
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.manifest import Manifest
@@ -20,7 +21,6 @@ from uhr.manifests.sources.base import (
     Item,
     Listing,
     Source,
-    place_of,
 )
 from uhr.manifests.sources.blobs import Blob
 
@@ -43,7 +43,7 @@ class OfManifest(Source):
 
     @property
     def place(self) -> Path | str:
-        return place_of(self.path)
+        return text_place(self.path)
 
     @cached_property
     def manifest(self) -> Manifest:

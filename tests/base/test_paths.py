@@ -87,7 +87,6 @@ def refused(
 
 
 LOCAL = """
-train encode ADDRESS --model x --out o
 train encode m --model x --out ADDRESS
 train run lora --model x --data ADDRESS --out o
 train run lora --model x --data d --out ADDRESS
@@ -117,6 +116,10 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
 
 
 S3_OR_LOCAL = """
+train encode ADDRESS --model x --out o
+eval run patches-4k --images i --out o --references ADDRESS
+eval run patches-4k --images i --out o --trained-on ADDRESS
+eval vae ADDRESS --model x --out o
 curate run quickstart --source s --out ADDRESS
 curate status ADDRESS
 curate explain ADDRESS x

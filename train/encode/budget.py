@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def budget(
-    manifest: Path, model: str | ModelName, config: EncodeConfig, device: str = "auto", workers: int = 1
+    manifest: Path | str, model: str | ModelName, config: EncodeConfig, device: str = "auto", workers: int = 1
 ) -> dict[str, Any]:
     """Estimate an encode, as plain values. Nothing is written, and nothing is copied from other folders.
 

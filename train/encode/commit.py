@@ -18,8 +18,8 @@ from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.base.parquet import read as read_parquet
-from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
+from uhr.manifests.places import place_of
 from uhr.runtime.units import UnitPlan
 from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.request import EncodeRequest
@@ -91,7 +91,9 @@ def _write(request: EncodeRequest, plans: Plans, rows: pa.Table, reasons: list[L
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         manifest=ManifestRef(
-            id=request.manifest.id, path=path_text(request.manifest.path), counts=request.manifest.info.counts
+            id=request.manifest.id,
+            path=place_of(request.manifest.path),
+            counts=request.manifest.info.counts,
         ),
         model=request.identity,
         config=request.config,

@@ -82,15 +82,15 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     names = manifest.schema.names
     for caption in () if config.pixels else config.captions:
         if caption not in names:
-            raise unknown("caption column", caption, names, str(manifest.path))
+            raise unknown("caption column", caption, names, manifest.name)
     mask = [] if config.mask in (None, ALPHA) else [config.mask]
     if mask and mask[0] not in names:
-        raise unknown("mask column", mask[0], names, str(manifest.path))
+        raise unknown("mask column", mask[0], names, manifest.name)
     where = "status = 'kept'"
     if config.split is not None:
         if "split" not in names:
             raise UserError(
-                f"{manifest.path} has no column 'split'",
+                f"{manifest.name} has no column 'split'",
                 "make a slice with `uhr manifest slice --split train=0.9,val=0.1`",
             )
         where += " AND split = '{}'".format(config.split.replace("'", "''"))
@@ -99,13 +99,13 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     columns += [name for name in ("width", "height", "source_name") if name in names]
     rows = manifest.table(list(dict.fromkeys(columns)), where=where)
     if not rows.num_rows:
-        see = f"see `{command('manifest', 'show', manifest.path)}`"
+        see = f"see `{command('manifest', 'show', manifest.name)}`"
         if config.split is None:
-            raise UserError(f"{manifest.path} has no kept row", see)
+            raise UserError(f"{manifest.name} has no kept row", see)
         splits = manifest.table(["split"], where="status = 'kept' AND split IS NOT NULL")["split"].unique()
         known = ", ".join(sorted(splits.to_pylist()))
         fix = f"its splits are {known}: --set split=NAME" if known else see
-        raise UserError(f"{manifest.path} has no kept row of split '{config.split}'", fix)
+        raise UserError(f"{manifest.name} has no kept row of split '{config.split}'", fix)
     return _with_captions(rows, config)
 
 

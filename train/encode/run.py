@@ -31,7 +31,7 @@ LIMITS = Limits(seconds=600, memory=64 << 30)
 
 
 def encode(
-    manifest: Path,
+    manifest: Path | str,
     model: str | ModelName,
     out: Path,
     config: EncodeConfig,
@@ -41,6 +41,7 @@ def encode(
 ) -> tuple[EncodedInfo, bool]:
     """Encode into `out`. Returns its description, and whether it was finished before.
 
+    manifest: a folder, or an address in an object store, as `Manifest.open` takes them.
     workers: the processes for the images (on GPUs, also for the captions), or their number on this machine; 0
     is this process. Text encoders and VAE are never in memory together. reuse: encoded folders from which
     rows with the same key are copied. Raises UserError if `out` contains something else, if another run works

@@ -10,7 +10,7 @@ import typer
 from uhr.base import console
 from uhr.base.console import say, shown
 from uhr.base.errors import UserError
-from uhr.base.paths import local
+from uhr.base.paths import anywhere, local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 from uhr.train.evaluate.experiments.cli import experiment
 from uhr.train.evaluate.judges.cli import judge, study
@@ -247,11 +247,11 @@ def run_(
         ),
     ] = None,
     references: Annotated[
-        Path | None,
+        Any,
         typer.Option(
-            parser=local("--references"),
+            parser=anywhere("--references"),
             metavar="DIR",
-            help="Real images: a folder, or a manifest for its kept rows.",
+            help="Real images: a folder, or a manifest for its kept rows, also at s3://.",
         ),
     ] = None,
     prompts: Prompts = None,
@@ -276,7 +276,7 @@ def run_(
         list[Any] | None,
         typer.Option(
             "--trained-on",
-            parser=local("--trained-on"),
+            parser=anywhere("--trained-on"),
             metavar="DIR",
             help="What the model was trained on (manifest, encoded data, or run): what prompts and "
             "references share with it is reported. Repeatable.",

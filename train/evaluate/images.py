@@ -15,7 +15,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined
 from uhr.base.files import sha256_file
-from uhr.base.paths import or_similar, path_text, text_path
+from uhr.base.paths import or_similar, path_text, place_text, text_path, text_place
 from uhr.base.store import FolderStore
 from uhr.train.evaluate.prompts import METADATA, EvalItem, metadata_rows
 from uhr.train.generate import index
@@ -36,7 +36,7 @@ class ImageRef(NamedTuple):
 
     Args:
         name: for people.
-        place: the file, or the manifest that has it, as `uhr.base.paths.path_text`.
+        place: the file, or the manifest that has it, as `uhr.base.paths.place_text`.
         item: of a manifest's row, as JSON; None for a file.
     """
 
@@ -101,7 +101,7 @@ class ImageRef(NamedTuple):
 def _source(place: str) -> Any:
     from uhr.manifests.manifest import Manifest
 
-    return Manifest.open(text_path(place)).source
+    return Manifest.open(text_place(place)).source
 
 
 class ImageSet(NamedTuple):
@@ -283,7 +283,7 @@ class References(NamedTuple):
     which images they are (64 hex digits).
     """
 
-    place: Path
+    place: Path | str
     kind: str
     refs: list[ImageRef]
     id: str
@@ -300,35 +300,56 @@ class References(NamedTuple):
 
 
 def find_references(
-    place: Path,
+    place: Path | str,
     kind: str,
     items: Sequence[EvalItem],
     first: int | None = None,
     option: str = "--references ",
 ) -> References:
-    """Find the reference images in a folder, a published set, or the kept rows of a manifest.
+    """Find the reference images in a folder, a published set, or the kept rows of a manifest, which may be at
+    an address in an object store.
 
     Paired ones are matched to items as generated images are; those of a manifest by `sample_id`, or by a
     caption that is the prompt. Of a set, only the `first` ones are used. `option` is how a command line
     names the place. Raises UserError if there are none, or if a prompt has none.
     """
-    from uhr.manifests.info import is_manifest
+    from uhr.manifests.places import is_manifest_at
 
-    place = place.parent if place.name == METADATA else place
-    if not place.is_dir():
-        fix = or_similar(place, "name a folder of images, or a manifest")
-        raise UserError(f"{option}{place} is not a folder", fix)
-    if is_manifest(place):
-        rows = _manifest_rows(place)[:first]
-        refs = [ref for ref, _, _, _ in rows]
-        hashes = _hashes(refs, [key for _, key, _, _ in rows])
-        if kind == "paired":
-            by_text = {text: number for number, (_, _, _, text) in enumerate(rows) if text}
-            by_text |= {sample: number for number, (_, _, sample, _) in enumerate(rows)}
-            chosen = [by_text.get(item.name, by_text.get(item.prompt, -1)) for item in items]
-            _check_paired(place, chosen, items)
-            refs, hashes = [refs[at] for at in chosen], [hashes[at] for at in chosen]
-    elif kind == "paired":
+    if isinstance(place, Path):
+        place = place.parent if place.name == METADATA else place
+        if not place.is_dir():
+            fix = or_similar(place, "name a folder of images, or a manifest")
+            raise UserError(f"{option}{place} is not a folder", fix)
+    if is_manifest_at(place):
+        refs, hashes = _of_manifest(place, kind, items, first)
+    elif isinstance(place, Path):
+        refs, hashes = _of_folder(place, kind, items, first)
+    else:
+        raise UserError(f"{option}{place} is not a manifest", "name a manifest, or a folder of this machine")
+    if not refs:
+        raise UserError(f"{option}{place} contains no image", "name a folder of images, or a manifest")
+    return References(place, kind, refs, fingerprint([kind, hashes]))
+
+
+def _of_manifest(
+    place: Path | str, kind: str, items: Sequence[EvalItem], first: int | None
+) -> tuple[list[ImageRef], list[str]]:
+    rows = _manifest_rows(place)[:first]
+    refs = [ref for ref, _, _, _ in rows]
+    hashes = _hashes(refs, [key for _, key, _, _ in rows])
+    if kind != "paired":
+        return refs, hashes
+    by_text = {text: number for number, (_, _, _, text) in enumerate(rows) if text}
+    by_text |= {sample: number for number, (_, _, sample, _) in enumerate(rows)}
+    chosen = [by_text.get(item.name, by_text.get(item.prompt, -1)) for item in items]
+    _check_paired(place, chosen, items)
+    return [refs[at] for at in chosen], [hashes[at] for at in chosen]
+
+
+def _of_folder(
+    place: Path, kind: str, items: Sequence[EvalItem], first: int | None
+) -> tuple[list[ImageRef], list[str]]:
+    if kind == "paired":
         files = [item.reference for item in items if item.reference is not None]
         # those of a published set, whose metadata names them with the prompts
         beside = len(files) == len(items) and all(file.is_relative_to(place) for file in files)
@@ -336,14 +357,10 @@ def find_references(
             found = _of_metadata(place, items) if (place / METADATA).exists() else _by_name(place, items)
             _check_paired(place, [0 if item.index in found else -1 for item in items], items)
             files = [found[item.index] for item in items]
-        refs, hashes = _of_files(files)
-    else:
-        # in the order of a manifest of the same folder: the positions of crops depend on an image's number
-        files = sorted(image_files(place), key=lambda file: file.relative_to(place).as_posix())
-        refs, hashes = _of_files(files[:first])
-    if not refs:
-        raise UserError(f"{option}{place} contains no image", "name a folder of images, or a manifest")
-    return References(place, kind, refs, fingerprint([kind, hashes]))
+        return _of_files(files)
+    # in the order of a manifest of the same folder: the positions of crops depend on an image's number
+    files = sorted(image_files(place), key=lambda file: file.relative_to(place).as_posix())
+    return _of_files(files[:first])
 
 
 def _of_files(files: Sequence[Path]) -> tuple[list[ImageRef], list[str]]:
@@ -369,14 +386,14 @@ def _hashes(refs: Sequence[ImageRef], known: Sequence[str | None]) -> list[str]:
     ]
 
 
-def _check_paired(place: Path, chosen: Sequence[int], items: Sequence[EvalItem]) -> None:
+def _check_paired(place: Path | str, chosen: Sequence[int], items: Sequence[EvalItem]) -> None:
     missing = [item.name for item, at in zip(items, chosen, strict=True) if at < 0]
     if missing:
         what = f"{place} has no reference for {len(missing):,} of {len(items):,} prompts ({missing[0]}, ...)"
         raise UserError(what, "name the references of these prompts")
 
 
-def _manifest_rows(place: Path) -> list[tuple[ImageRef, str | None, str, str | None]]:
+def _manifest_rows(place: Path | str) -> list[tuple[ImageRef, str | None, str, str | None]]:
     """The kept rows of a manifest by uri: reference, hash of its file if it has it, sample id and caption."""
     from uhr.manifests.manifest import Manifest
 
@@ -386,7 +403,7 @@ def _manifest_rows(place: Path) -> list[tuple[ImageRef, str | None, str, str | N
     found = []
     for row in manifest.table(columns, where="status = 'kept'").to_pylist():
         item = {name: row.get(name) for name in ("uri", "source_version", "source_name", "box")}
-        ref = ImageRef(row["uri"], path_text(place.absolute()), json.dumps(item))
+        ref = ImageRef(row["uri"], place_text(place), json.dumps(item))
         text = (row.get("caption") or "").strip() or None
         found.append((ref, row.get("content_hash"), row["sample_id"], text))
     return sorted(found, key=lambda each: (each[0].name, each[0].item))

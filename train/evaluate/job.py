@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from uhr.base.console import warn
 from uhr.base.files import user_path
+from uhr.base.paths import in_store
 from uhr.base.run_folder import RunFolder
 from uhr.runtime.units import NO_LIMITS
 from uhr.train.evaluate import choice
@@ -60,7 +61,7 @@ def prepare(evaluation: Evaluation, scoring: Scoring) -> Prepared:
     training = scoring.trained.open()
     refs = None
     if place is not None and kind != "none":
-        refs = find_references(user_path(place), kind, items)
+        refs = find_references(place if in_store(place) else user_path(place), kind, items)
     chosen, others = choice.sufficient(chosen, items, refs, scoring.allow_missing)
     device = _device(scoring.device)
     return Prepared(

@@ -25,7 +25,7 @@ from uhr.base import parquet
 from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, sha256_file, write_json
-from uhr.base.paths import path_text
+from uhr.base.paths import path_text, place_text
 from uhr.base.run_folder import RunFolder
 from uhr.train.evaluate import bootstrap, prompts, result
 from uhr.train.evaluate.choice import grouped
@@ -216,7 +216,7 @@ def _info(job: ScoreJob, metrics: Sequence[MetricResult]) -> ResultInfo:
             kind=job.references.kind,
             id=job.references.id,
             count=len(job.references.distinct),
-            place=path_text(job.references.place.absolute()),
+            place=place_text(job.references.place),
         ),
         seed=job.scoring.seed,
         resamples=job.resamples,

@@ -131,6 +131,18 @@ def text_path(text: str) -> Path:
     return Path(unescaped(text.removeprefix(FILE_URI)) if text.startswith(f"{FILE_URI}/") else text)
 
 
+def place_text(place: str | PurePath) -> str:
+    """Write a place as text: an address in an object store as it is, a path as the `path_text` of the
+    absolute one. `text_place` reads it back.
+    """
+    return place if in_store(place) else path_text(Path(place).absolute())
+
+
+def text_place(text: str) -> Path | str:
+    """The path or the address whose `place_text` is `text`."""
+    return text if in_store(text) else text_path(text)
+
+
 @contextlib.contextmanager
 def plain_folder(folder: Path) -> Generator[Path]:
     """Yield an absolute path to an existing folder in which no character has a meaning for libraries, as `?`

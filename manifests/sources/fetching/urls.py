@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.errors import UserError, one_line
-from uhr.base.paths import in_store, path_text
+from uhr.base.paths import in_store, path_text, text_place
 from uhr.base.store import StoreError
 from uhr.manifests.schema import STATED
 from uhr.manifests.sources import tables
@@ -30,7 +30,6 @@ from uhr.manifests.sources.base import (
     Listing,
     items_table,
     numbered,
-    place_of,
 )
 from uhr.manifests.sources.blobs import Blob, LocalBlob
 from uhr.manifests.sources.fetching.http import HttpOptions, host_of, without_credentials
@@ -77,7 +76,7 @@ class Urls(TableRows):
 
     @property
     def place(self) -> Path | str:
-        return place_of(self.path)
+        return text_place(self.path)
 
     @property
     def addresses(self) -> Sequence[str]:

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base.config import fingerprint
-from uhr.base.paths import path_text
 from uhr.manifests.info import Parent, Part, StageInfo
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.places import place_of
 from uhr.manifests.schema import ENCODING, FAILED, KEPT
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.train.encode.config import ENCODE_VERSION
@@ -44,7 +44,7 @@ def write_samples(request: EncodeRequest, result: pa.Table, attachments: Sequenc
             "spec": request.identity.spec,
             "config": config,
         },
-        parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="encoded from")],
+        parents=[Parent(id=parent.id, path=place_of(parent.path), role="encoded from")],
         stages=[*(each for each in parent.info.stages if each.name != stage.name), stage],
         rules=parent.info.rules,
         weights={**parent.info.weights, **request.identity.hashes},

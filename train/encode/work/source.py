@@ -41,8 +41,11 @@ class ImageFile:
 
     @classmethod
     def read(cls, source: Source, item: Mapping[str, Any]) -> ImageFile:
-        """Read an item of the source. Raises CannotEncode if it cannot be read, or is not an image."""
+        """Read an item of the source. Raises CannotEncode if it cannot be read, or is not an image, and
+        UserError if its store does not answer: the run ends, and no image is left out for that.
+        """
         from uhr.base.errors import UserError
+        from uhr.base.paths import unescaped
         from uhr.pixels.headers import read_header
         from uhr.pixels.types import PixelFault
 
@@ -50,6 +53,9 @@ class ImageFile:
             data = source.open(item).read()
             return cls(hashlib.sha256(data).hexdigest(), read_header(data), data)
         except PixelFault as fault:
+            if fault.kind == "unavailable" and not source.part(item).fetches:
+                what = f"{unescaped(item['uri'])} cannot be read: {fault.message}"
+                raise UserError(what, "fix the cause; the same command resumes the run") from None
             raise CannotEncode(fault.kind, fault.message) from None
         except UserError as error:
             raise CannotEncode("unreadable", error.what) from None

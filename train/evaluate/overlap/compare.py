@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import counted, progress
 from uhr.base.errors import one_line
-from uhr.base.paths import path_text
+from uhr.base.paths import place_text
 from uhr.models.scores.clip import ClipModel
 from uhr.train.evaluate.images import References
 from uhr.train.evaluate.overlap.embeddings import LEAST, NearestCaptions, NearestImages
@@ -199,7 +199,7 @@ def compare(
     return Overlap(
         training=tuple(
             {
-                "path": path_text(m.path.absolute()),
+                "path": place_text(m.name),
                 "id": m.id,
                 "rows": m.info.counts["kept"],
                 "hashed": counts[m.id]["content_hash"],

@@ -72,7 +72,7 @@ class NearestImages:
         for manifest in with_column:
             theirs = {value for key, value in manifest.info.weights.items() if key.endswith("/clip")}
             if theirs and clip.weights_hash not in theirs:
-                what = f"--clip: {manifest.path} has embeddings of another model ({min(theirs)[:12]})"
+                what = f"--clip: {manifest.name} has embeddings of another model ({min(theirs)[:12]})"
                 raise UserError(what, f"name that model; this one is {clip.weights_hash[:12]}")
         if not with_column:
             return None
@@ -104,7 +104,7 @@ class NearestImages:
             for _, units in Vectors(manifest, COLUMN).of(np.flatnonzero(status == "kept")):
                 if units.shape[1] != own.shape[1]:
                     what = f"--clip: its embeddings have {own.shape[1]} numbers"
-                    fix = f"name the model of {manifest.path}, which has {units.shape[1]}"
+                    fix = f"name the model of {manifest.name}, which has {units.shape[1]}"
                     raise UserError(what, fix)
                 best = np.maximum(best, (own @ units.T).max(axis=1))
         return best >= LEAST

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
-from uhr.base.paths import text_path
+from uhr.base.paths import in_store, text_path, text_place
 from uhr.models.scores.weights import Weights
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class Training(NamedTuple):
 class Trained:
     """What a model was trained on, as a command line names it.
 
-    places: manifests, encoded data or runs. clip: a folder or hub id of open_clip, which embedded them.
+    places: manifests and encoded data, also at addresses in object stores, or runs. clip: a folder or hub
+    id of open_clip, which embedded them.
     """
 
-    places: Sequence[Path] = ()
+    places: Sequence[Path | str] = ()
     clip: str | None = None
 
     def open(self) -> Training | None:
@@ -48,36 +49,37 @@ class Trained:
             return None
         if self.clip is not None:
             Weights.parse(self.clip)
-        return training_data(map(user_path, self.places))._replace(clip=self.clip)
+        places = [each if in_store(each) else user_path(each) for each in self.places]
+        return training_data(places)._replace(clip=self.clip)
 
 
-def training_data(places: Iterable[Path]) -> Training:
+def training_data(places: Iterable[Path | str]) -> Training:
     """Open the training data: manifests, encoded data, or runs of `uhr train` (with the paths of their data).
 
     Of a run that began with the weights of another, both count. Raises UserError if one of the places is
     nothing of this kind, or if the data of a run that was named are not there any more.
     """
-    from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
+    from uhr.manifests.places import is_manifest_at
     from uhr.train.run.job import FILE, read_run
 
     found: dict[str, Manifest] = {}
     unknown: list[str] = []
 
-    def add(folder: Path, of: Path) -> None:
-        if not is_manifest(folder):
+    def add(folder: Path | str, of: Path | str) -> None:
+        if not is_manifest_at(folder):
             what = f"--trained-on {of}: {folder} is not a manifest"
             raise UserError(what, "name a manifest, encoded data, or a run whose data are there")
         manifest = Manifest.open(folder)
         found.setdefault(manifest.id, manifest)
 
     for place in places:
-        if not (place / FILE).exists():
+        if isinstance(place, str) or not (place / FILE).exists():
             add(place, place)
             continue
         info = read_run(place)
         for ref in info.data:
-            add(text_path(ref.path), place)
+            add(text_place(ref.path), place)
         for ref in _all_inits(info.init):
             run = _run_of(ref)
             try:
@@ -85,7 +87,7 @@ def training_data(places: Iterable[Path]) -> Training:
                 if theirs is None or (ref.run and theirs.id and theirs.id != ref.run):
                     raise UserError("its run is not there")
                 for data in theirs.data:
-                    add(text_path(data.path), place)
+                    add(text_place(data.path), place)
             except UserError as error:
                 warn(f"the data of {ref.name}, with which {place} began, are not compared: {error.what}")
                 unknown.append(ref.name)

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from uhr.base import console
-from uhr.base.paths import local
+from uhr.base.paths import anywhere, local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
 
 def vae(
     place: Annotated[
-        Path,
+        Any,
         typer.Argument(
-            parser=local("MANIFEST"), metavar="MANIFEST", help="Its kept rows; or a folder of images."
+            parser=anywhere("MANIFEST"),
+            metavar="MANIFEST",
+            help="Its kept rows, also at s3://; or a folder of images.",
         ),
     ],
     model: Annotated[str, typer.Option(metavar="DIR|ID|FILE", help=MODEL_HELP)],
@@ -68,7 +70,7 @@ def vae(
         list[Any] | None,
         typer.Option(
             "--trained-on",
-            parser=local("--trained-on"),
+            parser=anywhere("--trained-on"),
             metavar="DIR",
             help="What the VAE was trained on (manifest, encoded data, or run): which images it shares is "
             "reported. Repeatable.",

@@ -19,6 +19,7 @@ from uhr.base.config import versioned_tree
 from uhr.base.console import counted, progress
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written, saving, user_path, write_json
+from uhr.base.paths import in_store
 from uhr.base.run_folder import RunFolder
 from uhr.runtime import units
 from uhr.runtime.units import NO_LIMITS, UnitPlan, run_units
@@ -58,14 +59,14 @@ class VaeJob:
     """Which images are reconstructed by which VAE, and how they are scored.
 
     Args:
-        place: a manifest, for its kept rows, or a folder of images.
+        place: a manifest, for its kept rows, also at an address in an object store, or a folder of images.
         model: the model whose VAE it is; `vae` is another one in its place, a folder or a file.
         first: only so many images; None for all.
         scoring: its workers also reconstruct; the references are the images themselves.
     """
 
     protocol: EvalProtocol
-    place: Path
+    place: Path | str
     model: ModelName
     vae: Path | None
     out: Path
@@ -121,13 +122,11 @@ def evaluate_vae(job: VaeJob) -> Result:
     )
 
 
-def _images(place: Path, first: int | None) -> tuple[References, list[str]]:
+def _images(place: Path | str, first: int | None) -> tuple[References, list[str]]:
     """The images as references of their reconstructions, and the name of each: its uri or relative path."""
-    found = find_references(user_path(place), "set", (), first, option="")
-    names = [
-        ref.name if ref.path is None else ref.path.relative_to(found.place.absolute()).as_posix()
-        for ref in found.refs
-    ]
+    found = find_references(place if in_store(place) else user_path(place), "set", (), first, option="")
+    folder = Path(found.place).absolute()
+    names = [ref.name if ref.path is None else ref.path.relative_to(folder).as_posix() for ref in found.refs]
     return found._replace(kind="paired"), names
 
 

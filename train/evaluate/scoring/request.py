@@ -62,7 +62,7 @@ class Scoring:
 
     Args:
         pool: the workers.
-        references: a folder or a manifest; None if there are none.
+        references: a folder or a manifest, also at an address in an object store; None if there are none.
         weights: `METRIC=PATH` for the weights of metrics (`choice.parse_weights`).
         allow_missing: whether metrics that cannot be computed, or not be loaded, are left out.
         trained: what the model was trained on.
@@ -73,7 +73,7 @@ class Scoring:
     """
 
     pool: Pool
-    references: Path | None = None
+    references: Path | str | None = None
     weights: Sequence[str] = ()
     allow_missing: bool = False
     trained: Trained = field(default_factory=Trained)

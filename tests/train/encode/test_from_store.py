@@ -1,0 +1,128 @@
+"""A manifest in an object store, whose images are there too, is encoded and evaluated as that of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import boto3
+import pytest
+import torch
+
+from uhr.manifests.manifest import Manifest
+from uhr.train.data.reader import EncodedData
+
+SIZES = {"a.png": (150, 150), "b.png": (140, 220), "c.png": (160, 150)}
+
+
+@pytest.fixture
+def curated(s3, uhr, blobs, save, tmp_path, monkeypatch) -> tuple[str, Path]:
+    """The same images curated in the bucket and in a folder: address and folder of the manifests."""
+    monkeypatch.chdir(tmp_path)
+    client = boto3.client("s3")
+    for seed, (name, (height, width)) in enumerate(SIZES.items()):
+        file = tmp_path / "images" / name
+        save(file, blobs(height, width, seed))
+        file.with_suffix(".txt").write_text(f"image {seed % 2}")
+        for each in (file, file.with_suffix(".txt")):
+            client.upload_file(str(each), s3.bucket, f"images/{each.name}")
+    Path("p.yaml").write_text("name: p\nstages: [header, decode]\nrules: {}\n")
+    address = f"s3://{s3.bucket}"
+    for source, out in ((f"{address}/images", f"{address}/set"), ("images", "set")):
+        code, _, err = uhr("curate", "run", "p.yaml", "--source", source, "--out", out, "--workers", 0)
+        assert code == 0, err
+    return f"{address}/set", tmp_path / "set"
+
+
+@pytest.fixture
+def encode(uhr, tiny_flux):
+    def run(manifest, out, *more):
+        options = ("--model", tiny_flux, "--set", "aspects=[1/1,3/2]", "--device", "cpu", "--workers", 0)
+        return uhr("train", "encode", manifest, *options, "--out", out, *more)
+
+    return run
+
+
+def rows_of(folder: Path) -> dict[str, tuple[str, torch.Tensor, torch.Tensor]]:
+    data = EncodedData.open(folder)
+    found = {}
+    for bucket, info in enumerate(data.buckets):
+        rows = data.read(bucket, range(info.rows))
+        for at, uri in enumerate(rows.uris):
+            found[uri] = rows.captions[at], rows.mean[at], rows.texts["t5"][at]
+    return found
+
+
+def test_what_is_encoded_from_a_bucket_is_what_is_encoded_from_a_folder(curated, encode, uhr, s3, tmp_path):
+    address, folder = curated
+    code, said, err = encode(address, tmp_path / "ours", "--budget", "--json")
+    assert (code, '"selected": 3' in said) == (0, True), err
+    for manifest, out in ((address, "ours"), (folder, "theirs")):
+        code, _, err = encode(manifest, tmp_path / out)
+        assert code == 0, err
+    ours, theirs = rows_of(tmp_path / "ours"), rows_of(tmp_path / "theirs")
+    assert sorted(ours) == sorted(SIZES)
+    for uri, (caption, mean, text) in theirs.items():
+        assert ours[uri][0] == caption == f"image {list(SIZES).index(uri) % 2}"
+        assert torch.equal(ours[uri][1], mean)
+        assert torch.equal(ours[uri][2], text)
+    # the record leads back to the bucket, not to the copy of the manifest on this machine
+    info = EncodedData.open(tmp_path / "ours").info
+    assert info.manifest.path == address
+    assert [parent.path for parent in Manifest.open(tmp_path / "ours").info.parents] == [address]
+    code, said, err = uhr("manifest", "lineage", tmp_path / "ours")
+    assert (code, address in said) == (0, True), err
+
+
+def test_a_bucket_that_does_not_answer_ends_the_encode_and_leaves_no_image_out(curated, encode, s3, tmp_path):
+    address, _ = curated
+    s3.fault = lambda method, path: 503 if path.endswith("images/b.png") else None
+    code, _, err = encode(address, tmp_path / "out")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("uhr: ")]
+    assert f"b.png cannot be read: {address.removesuffix('set')}images/b.png: " in line
+    assert line.endswith("fix the cause; the same command resumes the run")
+    s3.fault = lambda method, path: None
+    code, _, err = encode(address, tmp_path / "out")
+    assert code == 0, err
+    assert EncodedData.open(tmp_path / "out").info.counts["encoded"] == 3
+
+
+def test_an_image_that_is_not_in_the_bucket_any_more_is_left_out_with_its_reason(
+    curated, encode, s3, tmp_path
+):
+    address, _ = curated
+    boto3.client("s3").delete_object(Bucket=s3.bucket, Key="images/b.png")
+    code, said, err = encode(address, tmp_path / "out")
+    assert (code, "left out, unreadable: 1 (b.png: there is no such object)" in said) == (0, True), err
+
+
+def test_references_and_training_data_in_a_bucket_are_those_of_the_folder(
+    curated, uhr, blobs, save, tmp_path
+):
+    address, folder = curated
+    protocol = {
+        "name": "p",
+        "about": "small",
+        "size": "150x150",
+        "prompts": {"layout": "file", "file": "prompts.txt", "count": 3},
+        "references": {"kind": "set"},
+        "metrics": [{"metric": "random-frechet"}],
+    }
+    Path("p.yaml").write_text(json.dumps(protocol))
+    Path("prompts.txt").write_text("image 0\nimage 1\na boat\n")
+    images = tmp_path / "generated"
+    for at in range(3):
+        save(images / f"{at:04d}.png", blobs(150, 150, 10 + at))
+    found = []
+    for place, out in ((address, "ours"), (folder, "theirs")):
+        given = ("--images", images, "--references", place, "--trained-on", place, "--out", out)
+        code, said, err = uhr("eval", "run", "p.yaml", *given, "--workers", 0, "--json")
+        assert code == 0, err
+        found.append(json.loads(said))
+    ours, theirs = found
+    assert ours["references"]["place"] == ours["overlap"]["training"][0]["path"] == address
+    assert ours["references"]["id"] == theirs["references"]["id"]
+    assert ours["metrics"] == theirs["metrics"]
+    exact = [each["overlap"]["references_exact"]["names"] for each in found]
+    assert exact == [sorted(SIZES)] * 2
