@@ -6,7 +6,8 @@
 
 WEIGHTS has a folder for each hub id, as `uhr fetch` names them (black-forest-labs--FLUX.1-dev). CLONES has
 the clones of the official repositories, each at the row's commit. The official side runs in `CLONE/.venv` if
-there is one, so that it can have the versions that it needs; it takes the noise that our side has drawn.
+there is one and no --python is named, so that it can have the versions that it needs; it takes the noise that
+our side has drawn.
 
 A row is certified if its last latents differ by no more than the row's tolerance, or twice what
 rounding alone does to ours. The exit code is 1 if a row fails, lacks something, or is not certified.
