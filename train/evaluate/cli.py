@@ -14,6 +14,16 @@ from uhr.base.paths import anywhere, local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 from uhr.train.evaluate.experiments.cli import experiment
 from uhr.train.evaluate.judges.cli import judge, study
+from uhr.train.evaluate.options import (
+    AllowMissing,
+    Clip,
+    Device,
+    Json,
+    MetricWeights,
+    Seed,
+    Together,
+    TrainedOn,
+)
 from uhr.train.evaluate.reconstruction.cli import vae
 
 if TYPE_CHECKING:
@@ -24,7 +34,6 @@ app = typer.Typer(
     help="Generate images under a written protocol, score them, and compare results with intervals.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Name = Annotated[
     str,
     typer.Argument(metavar="PROTOCOL", help="A name of `uhr eval protocols`, or a YAML file of your own."),
@@ -51,7 +60,6 @@ First = Annotated[
         min=1, metavar="N", help="Use only the first N prompts; the result is marked as incomplete."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Engine = Annotated[str, typer.Option(help="ray, or local for worker processes without Ray.")]
 Workers = Annotated[
     int | None,
@@ -61,12 +69,6 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option(help="A Ray cluster, HOST:PORT; all paths must exist there too.")
-]
-Together = Annotated[
-    int,
-    typer.Option(
-        min=1, metavar="N", help="Models in memory at one time; with more, images are decoded fewer times."
-    ),
 ]
 CHECKPOINTS = "Checkpoints of a training run"
 RESULT_HELP = "A folder that `uhr eval run` wrote, by itself or as NAME=FOLDER."
@@ -257,38 +259,10 @@ def run_(
     prompts: Prompts = None,
     first: First = None,
     sets: Sets = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            metavar="METRIC=PATH",
-            help="The weights of a metric, or of several (fid,kid=PATH); METRIC.OPTION=PATH where it has "
-            "several. Repeatable.",
-        ),
-    ] = None,
-    allow_missing: Annotated[
-        bool,
-        typer.Option(
-            "--allow-missing", help="Leave out metrics without weights or references; the result lists them."
-        ),
-    ] = False,
-    trained_on: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--trained-on",
-            parser=anywhere("--trained-on"),
-            metavar="DIR",
-            help="What the model was trained on (manifest, encoded data, or run): what prompts and "
-            "references share with it is reported. Repeatable.",
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WEIGHTS",
-            help="The CLIP model of the data's embeddings: prompts and references are also compared by it.",
-        ),
-    ] = None,
+    weights: MetricWeights = None,
+    allow_missing: AllowMissing = False,
+    trained_on: TrainedOn = None,
+    clip: Clip = None,
     reuse: Annotated[
         Path | None,
         typer.Option(
@@ -297,7 +271,7 @@ def run_(
             help="A finished result with the same references: their features are not computed again.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
+    seed: Seed = 0,
     together: Together = 1,
     checkpoints: Annotated[
         str | None,

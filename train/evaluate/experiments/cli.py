@@ -10,6 +10,7 @@ import typer
 from uhr.base import console
 from uhr.base.console import printed
 from uhr.base.paths import local
+from uhr.train.evaluate.options import Json
 
 
 def experiment(
@@ -43,7 +44,7 @@ def experiment(
     to: Annotated[
         str | None, typer.Option("--to", metavar="latex|csv|md", help="Print the results in this form.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train, generate and score several arms with several training seeds, and compare them.
 

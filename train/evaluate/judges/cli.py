@@ -11,8 +11,8 @@ from uhr.base import console
 from uhr.base.console import say, shown
 from uhr.base.errors import UserError
 from uhr.base.paths import local
+from uhr.train.evaluate.options import Json
 
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Two = Annotated[
     tuple[str, str], typer.Argument(metavar="RESULT RESULT", help="Two results, each FOLDER or NAME=FOLDER.")
 ]

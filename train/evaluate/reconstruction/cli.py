@@ -10,6 +10,16 @@ import typer
 from uhr.base import console
 from uhr.base.paths import anywhere, local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.train.evaluate.options import (
+    AllowMissing,
+    Clip,
+    Device,
+    Json,
+    MetricWeights,
+    Seed,
+    Together,
+    TrainedOn,
+)
 
 
 def vae(
@@ -53,48 +63,20 @@ def vae(
             help="Change a value of the protocol, and with it its id: metrics='[{metric: psnr}]'.",
         ),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            metavar="METRIC=PATH",
-            help="The weights of a metric, or of several (rfid,patch-rfid=PATH); METRIC.OPTION=PATH where it "
-            "has several. Repeatable.",
-        ),
-    ] = None,
-    allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Leave out metrics without weights; the result lists them."),
-    ] = False,
-    trained_on: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--trained-on",
-            parser=anywhere("--trained-on"),
-            metavar="DIR",
-            help="What the VAE was trained on (manifest, encoded data, or run): which images it shares is "
-            "reported. Repeatable.",
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WEIGHTS",
-            help="The CLIP model of the data's embeddings: images are also compared by it.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all resampling.")] = 0,
-    together: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Models of metrics in memory at one time.")
-    ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    weights: MetricWeights = None,
+    allow_missing: AllowMissing = False,
+    trained_on: TrainedOn = None,
+    clip: Clip = None,
+    seed: Seed = 0,
+    together: Together = 1,
+    device: Device = "auto",
     workers: Annotated[
         int,
         typer.Option(
             min=0, help="Processes that reconstruct and score, each with its models; 0: this process."
         ),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score what a VAE reconstructs of the images of a manifest: rFID, PSNR, SSIM, LPIPS."""
     from uhr.models.loading.model import pick_device
