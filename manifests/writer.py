@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import uhr
 from uhr.base import parquet
+from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.base.paths import path_text
@@ -152,6 +153,13 @@ def write_manifest(
     )
     write_json(out / FILE, info.model_dump(mode="json"))
     return Manifest(out, info, parent)
+
+
+def advancing(batches: Iterable[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
+    """Yield the batches, and report the rows of each when the next one is requested."""
+    for batch in batches:
+        yield batch
+        advance(batch.num_rows)
 
 
 class RowCounts:

@@ -6,7 +6,6 @@ or a stage over the set, from a DuckDB table, which spills to disk.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from uhr.base.files import or_half_written
 from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.paths import path_text
 from uhr.base.run_folder import FolderLayout, all_or_nothing
+from uhr.base.versions import installed
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.rules import Rule
 from uhr.curate.run.earlier import files as earlier_files
@@ -37,7 +37,7 @@ from uhr.manifests.selection.reference import of_parent
 from uhr.manifests.selection.tombstones import merged
 from uhr.manifests.sources.base import FetchedFiles, Listing, Source
 from uhr.manifests.sources.stored import Stored, write_pixels
-from uhr.manifests.writer import Provenance, write_manifest
+from uhr.manifests.writer import Provenance, advancing, write_manifest
 from uhr.runtime import units as unit_files
 from uhr.runtime.mirror import Mirror
 
@@ -52,6 +52,9 @@ LAYOUT = FolderLayout(
         f"{UNITS}/{LANES}": or_half_written(r"[0-9a-f]{16}(\.json)?"),
     },
 )
+
+COMPUTING = ("numpy", "opencv-python-headless", "pillow", "numba")
+"""The packages that compute columns: a manifest records their versions."""
 
 
 def commit(
@@ -85,7 +88,7 @@ def commit(
             source={**listing.not_opened, "broken_sidecars": finished.tally.broken_sidecars},
             weights=plan.weight_hashes(),
             files=plan.file_hashes(),
-            versions=_versions(),
+            versions=installed(*COMPUTING),
             attachments=pixels,
             redactions=merged([listing.source.redactions, *(info.redactions for info in others)]),
         )
@@ -94,7 +97,7 @@ def commit(
         schema, rows = plan.schema, finished.batches()
         if parent is not None:
             schema, rows = of_parent(parent, schema, finished.batches, str(out))
-        return write_manifest(out, schema, _counted(rows, advance), provenance, previews, parent)
+        return write_manifest(out, schema, advancing(rows, advance), provenance, previews, parent)
 
 
 def during_run(source: Source, out: Path, again: bool = False) -> Source:
@@ -197,20 +200,3 @@ def _previews(plan: CurationPlan, finished: Finished) -> Iterator[pa.RecordBatch
         for unit in range(units.count) if has_previews(plan, number) else ():
             table = previews_of(parquet.read(units.part(unit)))
             yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()
-
-
-def _counted(batches: Iterator[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch
-        advance(batch.num_rows)
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that compute the columns."""
-    found = {}
-    for name in ("numpy", "opencv-python-headless", "pillow", "numba"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

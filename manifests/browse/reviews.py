@@ -31,7 +31,7 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_GROUP_ROWS
 from uhr.manifests.schema import REVIEW
 from uhr.manifests.selection.reference import with_added
-from uhr.manifests.writer import Provenance, write_manifest
+from uhr.manifests.writer import Provenance, advancing, write_manifest
 
 Short = Annotated[Text, Field(max_length=200)]
 
@@ -170,7 +170,7 @@ def write(
         shown = manifest.with_previews
         previews = _previews(shown) if shown.info.previews and not by_reference else None
         parent = manifest if by_reference else None
-        write_manifest(folder, schema, _counted(batches, advance), provenance, previews, parent)
+        write_manifest(folder, schema, advancing(batches, advance), provenance, previews, parent)
     return Manifest.open(out)
 
 
@@ -213,9 +213,3 @@ class _Values:
             old = rows.column(column.name) if has else pa.nulls(rows.num_rows, column.type)
             found.append(pa.concat_arrays([new, old.cast(column.type)]).take(numbers))
         return found
-
-
-def _counted(batches: Iterable[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch
-        advance(batch.num_rows)

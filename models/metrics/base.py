@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from uhr.base.config import Config, fingerprint
 from uhr.base.errors import UserError
+from uhr.base.versions import installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,12 +237,4 @@ def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the installed version of each package, for an identity; "unknown" if it is not found."""
-    import importlib.metadata
-
-    found: dict[str, str] = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    return installed(*packages, absent="unknown")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import pickle
 import platform
@@ -26,6 +25,7 @@ import uhr
 from uhr.base.errors import UserError, one_line
 from uhr.base.formatting import human_bytes
 from uhr.base.store import ObjectStore
+from uhr.base.versions import installed
 from uhr.runtime.units import Segment, TaskWork, UnitPlan
 
 SECONDS = 600.0
@@ -181,13 +181,8 @@ def check_free(cpus: float, gpus: float) -> None:
 
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     """Return the versions of Python, uhr and these packages on this machine."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2]), "uhr": uhr.__version__}
-    for name in libraries:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    own = {"python": ".".join(platform.python_version_tuple()[:2]), "uhr": uhr.__version__}
+    return {**own, **installed(*libraries)}
 
 
 def code_hash() -> str:
