@@ -135,9 +135,9 @@ class ImageMetric(Protocol):
         """Return what the values depend on: options, SHA-256 of weights, versions of libraries."""
         ...
 
-    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Return the value of each column for each sample. Raises UserError for a sample that it cannot
-        score."""
+    def score(self, samples: Sequence[Sample]) -> list[dict[str, float | None]]:
+        """Return the value of each column for each sample, None where an image has nothing that could be
+        measured: it is left out of the mean. Raises UserError for a sample that it cannot score."""
         ...
 
 

@@ -52,8 +52,8 @@ class PerImage(ABC):
         """Return the name, SHA-256 of weights, and versions of libraries."""
         return {"metric": self.name, "weights": self._weights, "versions": versions(*self._packages)}
 
-    def score(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Return the values of each sample by column.
+    def score(self, samples: Sequence[Sample]) -> list[dict[str, float | None]]:
+        """Return the values of each sample by column, None where there was nothing to measure.
 
         They are computed one by one: a model's value depends on the batch in its last digits. Raises
         UserError for a sample that lacks what the metric needs, or for which a value is not a number.
@@ -61,8 +61,8 @@ class PerImage(ABC):
         check_samples(self, samples)
         found = []
         for sample in samples:
-            values = [float(value) for value in self.values(sample)]
-            if any(map(math.isnan, values)):
+            values = [None if value is None else float(value) for value in self.values(sample)]
+            if any(value is not None and math.isnan(value) for value in values):
                 what = f"{self.name} of image {sample.index} is not a number"
                 raise UserError(what, "check the image and the weights")
             names = [column.name for column in self.columns]
@@ -70,5 +70,5 @@ class PerImage(ABC):
         return found
 
     @abstractmethod
-    def values(self, sample: Sample) -> Sequence[float]:
-        """Return the value of each column."""
+    def values(self, sample: Sample) -> Sequence[float | None]:
+        """Return the value of each column, None where the image has nothing that could be measured."""

@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 
     wins: the share of prompts on which b's value is larger; equal values count half. None for metrics of
         sets, which no single prompt has a value of.
-    prompts: how many there are, or groups of them.
+    prompts: how many there are with a value in both, or groups of them.
     """
 
     value: float
@@ -70,16 +70,18 @@ def interval(
     """Return the mean of values with its interval.
 
     Args:
-        values: float [N], one per image.
+        values: float [N], one per image; NaN where an image has none, which not all may be. Such images are
+            left out.
         prompts: int [N], the number of each image's prompt.
         mean: "harmonic" is N / sum(1 / x).
         seed: of the resampling: the same seed gives the same interval.
         weights: float [N] >= 0, some of them positive, of an arithmetic mean; None for equal ones. Images of
             weight 0 are left out.
     """
-    values, prompts, weights = _weighted(values[:, None], prompts, weights)
-    (value,) = _mean(values, mean, weights)
-    found = _means(values, prompts, mean, seed, resamples, weights)
+    each = None if weights is None else weights[:, None]
+    values, prompts, each = _with_value(values[:, None], prompts, each)
+    (value,) = _mean(values, mean, each)
+    found = _means(values, prompts, mean, seed, resamples, each)
     if found is None:
         return Interval(value, None, None)
     low, high = _ends(found[:, 0])
@@ -93,21 +95,28 @@ def difference(
     mean: Mean = "arithmetic",
     seed: int = 0,
     resamples: int = RESAMPLES,
-    weights: np.ndarray | None = None,
-) -> Difference:
-    """Return the difference of the means of b and a, float [N] each, of the same images in the same order.
+    weights: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Difference | None:
+    """Return the difference of the means of b and a, float [N] each, of the same images in the same order;
+    None if no image has a value in both.
 
-    weights: as of `interval`, the same for both.
+    weights: of a and of b, as of `interval`: each mean has its own.
+
+    Images without a value in a or in b are left out of both means, so that both are over the same images.
+    The difference is that of the two `interval`s only where no image is left out.
     """
     import numpy as np
 
-    values, prompts, weights = _weighted(np.stack([a, b], axis=1), prompts, weights)
-    one, other = _mean(values, mean, weights)
+    both = None if weights is None else np.stack(weights, axis=1)
+    values, prompts, both = _with_value(np.stack([a, b], axis=1), prompts, both)
+    if not len(values):
+        return None
+    one, other = _mean(values, mean, both)
     value = other - one
-    count, sizes, sums = _grouped(values, prompts, weights)
-    each = sums / sizes[:, None]
+    count, sizes, sums = _grouped(values, prompts, both)
+    each = sums / sizes
     wins = float(np.mean((each[:, 1] > each[:, 0]) + 0.5 * (each[:, 1] == each[:, 0])))
-    found = _means(values, prompts, mean, seed, resamples, weights)
+    found = _means(values, prompts, mean, seed, resamples, both)
     if found is None:
         return Difference(value, None, None, wins, count)
     low, high = _ends(found[:, 1] - found[:, 0])
@@ -181,21 +190,26 @@ def student(degrees: int) -> float:
     )
 
 
-def _weighted(
+def has_value(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Whether each image has a value, bool of the shape of `values`: a number, whose weight is not 0."""
+    import numpy as np
+
+    return ~np.isnan(values) if weights is None else ~np.isnan(values) & (weights > 0)
+
+
+def _with_value(
     values: np.ndarray, prompts: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Values [N, C], prompts and weights without the images of weight 0."""
-    if weights is None:
-        return values, prompts, None
-    used = weights > 0
-    return values[used], prompts[used], weights[used]
+    """Values [N, C], prompts and weights [N, C] of the images that have a value in each column."""
+    used = has_value(values, weights).all(axis=1)
+    return values[used], prompts[used], None if weights is None else weights[used]
 
 
 def _mean(values: np.ndarray, mean: Mean, weights: np.ndarray | None) -> list[float]:
     """The mean of each column of values [N, C]."""
     if weights is not None:
         assert mean == "arithmetic", "harmonic means have no weights"
-        return (weights @ values / weights.sum()).tolist()
+        return ((weights * values).sum(axis=0) / weights.sum(axis=0)).tolist()
     columns = values.T.copy()  # each as contiguous as a column alone: the same sum to the last digit
     if mean == "arithmetic":
         return [float(column.mean()) for column in columns]
@@ -212,15 +226,17 @@ def _ends(means: np.ndarray) -> tuple[float, float]:
 def _grouped(
     values: np.ndarray, prompts: np.ndarray, weights: np.ndarray | None
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """The number of prompts, the weight of each (without weights: its number of images), and the sums
-    [prompts, C] of their weighted values."""
+    """The number of prompts, the weights of each, [prompts, C] (without weights: its number of images), and
+    the sums [prompts, C] of their weighted values."""
     import numpy as np
 
     _, group = np.unique(prompts, return_inverse=True)
     count = int(group.max()) + 1
-    sums = np.zeros((count, values.shape[1]))
-    np.add.at(sums, group, values if weights is None else values * weights[:, None])
-    return count, np.bincount(group, weights, minlength=count), sums
+    used = np.ones_like(values) if weights is None else weights
+    sizes, sums = np.zeros((2, count, values.shape[1]))
+    np.add.at(sizes, group, used)
+    np.add.at(sums, group, values * used)
+    return count, sizes, sums
 
 
 def _means(
@@ -242,6 +258,6 @@ def _means(
     found = []
     for start in range(0, resamples, _AT_ONCE):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(_AT_ONCE, resamples - start))
-        found.append((drawn @ sums) / (drawn @ sizes)[:, None])
+        found.append((drawn @ sums) / (drawn @ sizes))
     means = np.concatenate(found)
     return means if mean == "arithmetic" else 1 / means

@@ -34,7 +34,8 @@ class ColumnResult(Config):
         left_out: of metrics of sets, the values without the images of each group of prompts
             (`bootstrap.groups_of`), for paired differences; None if the metric has none, or of few prompts.
         weight: the column of `scores.parquet` that weights the mean; images of weight 0 have no value.
-        n: images that have a value, or rows of features of the smaller set.
+        n: images that have a value, or rows of features of the smaller set. Images whose score is null have
+            none: the metric could not measure them.
     """
 
     name: str

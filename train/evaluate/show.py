@@ -56,13 +56,18 @@ def print_protocol(loaded: LoadedProtocol) -> None:
         table(("method", *each.columns), rows)
 
 
-def with_interval(column: ColumnResult) -> str:
-    """`31.2 [30.8, 31.6]`, and for some metrics of sets also their spread: `± 0.2 (subsets)`."""
+def with_interval(column: ColumnResult, images: int | None = None) -> str:
+    """`31.2 [30.8, 31.6]`, and for some metrics of sets also their spread: `± 0.2 (subsets)`.
+
+    images: how many were scored; `(n = 5)` is added where the value is of fewer.
+    """
     text = precise(column.value)
     if column.low is not None and column.high is not None:
         text += f" [{precise(column.low)}, {precise(column.high)}]"
     if column.spread is not None:
         text += f" ± {precise(column.spread)} ({column.spread_of})"
+    if images is not None and column.n < images:
+        text += f" (n = {column.n:,})"
     return text
 
 
@@ -101,7 +106,8 @@ def print_checkpoints(facts: Mapping[str, Any], out: Path) -> None:
     for each in facts["steps"]:
         values = [{k: v for k, v in each["values"][name].items() if k != "metric"} for name in names]
         cells = [
-            with_interval(ColumnResult(name=name, **value)) for name, value in zip(names, values, strict=True)
+            with_interval(ColumnResult(name=name, **value), facts["n"])
+            for name, value in zip(names, values, strict=True)
         ]
         rows.append([each["step"], *cells])
     table(("step", *names), rows)

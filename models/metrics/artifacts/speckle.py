@@ -29,7 +29,8 @@ _STRIP = 512
 
 
 LEAST_QUIET = 0.05
-"""Share of an image that is taken for quiet at least: in less, a single dot would be a high density."""
+"""Share of an image that must be quiet for its density to be measured: in less, a single dot would be a high
+density."""
 
 
 class Dots(NamedTuple):
@@ -46,7 +47,8 @@ class SpeckleMetric(PerImage):
     Area is quiet where a dot of 64 levels would be that far from the mean: images differ in how much detail
     hides dots. Grain and even texture have no dots, however strong they are: a pixel of Gaussian noise
     exceeds 10 deviations once in 10^23. Stars, glints, snow and defective pixels of a camera are dots too.
-    Dots so dense that several are within 6 px of each other are not found.
+    Dots so dense that several are within 6 px of each other are not found. An image of which less than
+    `LEAST_QUIET` is quiet has no density: no dots were found because none could be.
     """
 
     about = About("isolated dots of one to three pixels in quiet areas", "Apache-2.0", "this project")
@@ -65,7 +67,7 @@ class SpeckleMetric(PerImage):
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        name = f"speckle/{options.deviations:g}-deviations/{options.contrast:g}-levels"
+        name = f"speckle/{options.deviations:g}-deviations/{options.contrast:g}-levels/quiet-{LEAST_QUIET:g}"
         super().__init__(name, packages=("opencv-python-headless",))
         self.columns = (
             ScoreColumn("speckle_density", "lower", "isolated dots per megapixel of quiet area", ">= 0"),
@@ -79,11 +81,13 @@ class SpeckleMetric(PerImage):
     def load(cls, options: Options, device: str = "cpu") -> SpeckleMetric:
         return cls(options)
 
-    def values(self, sample: Sample) -> tuple[float, float, float]:
+    def values(self, sample: Sample) -> tuple[float | None, float | None, float]:
         check_size(sample.image, sample.index, self.name, SMALLEST)
         dots = self.find(sample.image)
+        if dots.quiet < LEAST_QUIET:
+            return None, None, dots.quiet
         height, width = sample.image.shape[:2]
-        density = len(dots.middles) / (height * width * max(dots.quiet, LEAST_QUIET)) * 1e6
+        density = len(dots.middles) / (height * width * dots.quiet) * 1e6
         return density, densest(dots.middles, height, width) * 1e6, dots.quiet
 
     def find(self, image: np.ndarray) -> Dots:

@@ -116,7 +116,7 @@ def test_a_weight_counts_an_image_as_often_as_it_says():
     for one in a:
         found = interval(one, prompts, weights=weights.astype(float))
         assert found == pytest.approx(interval(np.repeat(one, weights), many))
-        compared = difference(one, b, prompts, weights=weights.astype(float))
+        compared = difference(one, b, prompts, weights=(weights.astype(float),) * 2)
         assert compared == pytest.approx(difference(np.repeat(one, weights), np.repeat(b, weights), many))
 
 
@@ -153,3 +153,32 @@ def _features(rows):
     return Features(
         pa.table({"index": pa.array(range(len(rows))), "features": values}), {"extractor": "rows"}
     )
+
+
+def test_a_difference_of_weighted_means_has_the_weights_of_each():
+    rng = np.random.default_rng(0)
+    a, b, prompts = rng.normal(size=40), rng.normal(5, 1, 40), np.arange(40) // 2
+    one, other = rng.integers(1, 4, 40), rng.integers(1, 9, 40)
+    found = difference(a, b, prompts, weights=(one.astype(float), other.astype(float)))
+    assert found.value == pytest.approx(np.average(b, weights=other) - np.average(a, weights=one))
+    drawn = [
+        interval(values, prompts, weights=weights.astype(float)).value
+        for values, weights in ((a, one), (b, other))
+    ]
+    assert found.value == pytest.approx(drawn[1] - drawn[0])
+    # values that are all the same have no spread, whatever their weights
+    flat = difference(a * 0, a * 0 + 1, prompts, weights=(one.astype(float), other.astype(float)))
+    assert (flat.value, flat.low, flat.high) == pytest.approx((1, 1, 1))
+
+
+def test_an_image_without_a_value_is_in_no_mean_and_in_no_difference_with_one():
+    rng = np.random.default_rng(1)
+    a, b, prompts = rng.normal(size=30), rng.normal(size=30), np.arange(30)
+    lacks_a, lacks_b = np.arange(30) < 4, (np.arange(30) >= 3) & (np.arange(30) < 9)
+    with_gaps = np.where(lacks_a, np.nan, a), np.where(lacks_b, np.nan, b)
+    assert interval(with_gaps[0], prompts) == interval(a[~lacks_a], prompts[~lacks_a])
+    both = ~lacks_a & ~lacks_b
+    found = difference(*with_gaps, prompts)
+    assert found == difference(a[both], b[both], prompts[both])
+    assert found.prompts == 21
+    assert difference(np.where(lacks_a, a, np.nan), with_gaps[0], prompts) is None

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from uhr.train.evaluate.bootstrap import difference
+from uhr.train.evaluate.compare.comparison import open_arms
+from uhr.train.evaluate.experiments.values import columns
 
 OWN = [{"metric": "own_metrics:Brightness"}, {"metric": "random-frechet"}]
 
@@ -138,3 +140,41 @@ def test_every_published_method_and_metric_has_an_entry():
     assert [name for name in protocol.names() if not name.startswith(tuple(citations.PROTOCOLS))] == [
         "uhr-default"
     ]
+
+
+def test_an_image_that_a_metric_cannot_measure_is_left_out_of_its_means_which_say_so(protocol, score, uhr):
+    from uhr.pixels.decode import png
+
+    rng = np.random.default_rng(0)
+    for name, unmeasurable in (("a", 2), ("b", 4)):
+        Path(f"images-{name}").mkdir()
+        for number in range(6):
+            pixels = np.full((80, 96, 3), 100, np.uint8)
+            pixels[40, 40 : 40 + 8 * number : 8] = 200
+            if number == unmeasurable:
+                pixels = rng.integers(0, 256, pixels.shape, dtype=np.uint8)
+            Path(f"images-{name}/{number:04d}.png").write_bytes(png(pixels))
+        code, result, err = score(protocol(metrics=[{"metric": "speckle"}]), f"images-{name}", name)
+        assert code == 0, err
+        scores = pq.read_table(f"{name}/scores.parquet")["speckle_density"].to_pylist()
+        assert [number for number, value in enumerate(scores) if value is None] == [unmeasurable]
+        (density, *_) = result["metrics"][0]["columns"]
+        measured = [value for value in scores if value is not None]
+        assert (density["n"], density["value"]) == (5, pytest.approx(np.mean(measured)))
+    (column, *_) = json.loads(uhr("eval", "compare", "a", "b", "--json")[1])["columns"]
+    assert (column["differences"][1]["value"], column["differences"][1]["prompts"]) == (0, 4)
+    for said in (uhr("eval", "compare", "a", "b")[1], uhr("eval", "compare", "a", "b", "--to", "md")[1]):
+        assert said.count("(n = 5)") == 4
+    assert "(4 prompts)" in uhr("eval", "compare", "a", "b")[1]
+    assert uhr("eval", "compare", "a", "b", "--out", "page.html")[0] == 0
+    page = Path("page.html").read_text()
+    assert page.count("(n = 5)") == 4
+    assert page.count("(4 prompts)</td>") == 2
+    said = uhr("eval", "artifacts", "images-a/0002.png", "--metric", "speckle")[1]
+    assert said.split()[-3:-1] == ["–", "–"]
+    # arms of an experiment
+    one, other = open_arms(["a", "b"])
+    (density, *_) = columns({"a": [one], "b": [other]}, {"a": False, "b": False})
+    arms = density.arms
+    assert (arms["a"].prompt_count, arms["b"].difference_prompts, arms["b"].difference.value) == (5, 4, 0)
+    assert arms["a"].value == one.info.columns()["speckle_density"][1].value

@@ -29,7 +29,8 @@ def write_page(facts: Mapping[str, Any], out: Path) -> None:
         missing=grouped([MissingMetric.model_validate(each) for each in facts["missing"]]),
         charts=[chart for name in names if (chart := _chart(facts["steps"], name)) is not None],
         rows=[
-            [each["step"], [with_interval(_column(each, name)) for name in names]] for each in facts["steps"]
+            [each["step"], [with_interval(_column(each, name), facts["n"]) for name in names]]
+            for each in facts["steps"]
         ],
     )
     with saving(out, "free space there"), atomic(out) as temporary:

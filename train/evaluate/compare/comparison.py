@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.config import Config
+from uhr.base.console import counted
 from uhr.base.errors import UserError, combined
 from uhr.base.files import user_path
 from uhr.train.evaluate import bootstrap
@@ -17,6 +18,7 @@ from uhr.train.evaluate.protocol import EvalProtocol
 from uhr.train.evaluate.result import ColumnResult, MetricResult, Result, ResultInfo, open_result
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 
@@ -41,6 +43,14 @@ class Arm:
         found = self.info.columns().get(name)
         return None if found is None else found[1]
 
+    def values(self, column: ColumnResult) -> tuple[np.ndarray, np.ndarray | None]:
+        """The values of its images in a column, float [N], NaN where an image has none, and their weights."""
+        import numpy as np
+
+        values = np.asarray(self.scores[column.name], dtype=float)
+        weights = None if column.weight is None else np.asarray(self.scores[column.weight], dtype=float)
+        return np.where(bootstrap.has_value(values, weights), values, np.nan), weights
+
 
 class ComparedColumn(Config):
     """One number of all arms.
@@ -49,8 +59,8 @@ class ComparedColumn(Config):
         name, metric: its name, and the full name of its metric.
         kind: whether it is a mean over images, or of the set.
         values: of each arm; None where the metric was left out.
-        differences: of each arm from the first; None for the first, and where a value is missing or, of a
-            metric of sets, has no values without groups of prompts.
+        differences: of each arm from the first; None for the first, and where a value is missing, no image
+            has one in both, or a metric of sets has no values without groups of prompts.
     """
 
     name: str
@@ -72,6 +82,17 @@ class Comparison:
     @property
     def protocol(self) -> EvalProtocol:
         return EvalProtocol.model_validate(self.arms[0].info.protocol.tree)
+
+    @cached_property
+    def prompt_count(self) -> int:
+        """How many prompts there are; several images may be of one."""
+        return len(set(self.arms[0].scores["prompt_index"].to_pylist()))
+
+    def fewer(self, difference: Difference) -> str:
+        """` (5 prompts)` for a paired difference that only some of the prompts have; else nothing."""
+        if difference.wins is None or difference.prompts == self.prompt_count:
+            return ""
+        return f" ({counted(difference.prompts, 'prompt')})"
 
     def facts(self) -> dict[str, Any]:
         """The comparison for `--json`."""
@@ -215,10 +236,9 @@ def _differences(arms: Sequence[Arm], column: ColumnResult, metric: MetricResult
                 else None
             )
             continue
-        a, b = (np.asarray(each.scores[column.name]) for each in (first, arm))
-        prompts = np.asarray(first.scores["prompt_index"])
-        info = first.info
-        weights = None if column.weight is None else np.asarray(first.scores[column.weight])
+        (a, a_weights), (b, b_weights) = first.values(one), arm.values(other)
+        weights = None if a_weights is None or b_weights is None else (a_weights, b_weights)
+        prompts, info = np.asarray(first.scores["prompt_index"]), first.info
         found.append(bootstrap.difference(a, b, prompts, column.mean, info.seed, info.resamples, weights))
     return found
 

@@ -137,12 +137,14 @@ def _column(found: Comparison, column: ComparedColumn) -> dict[str, Any]:
         "meaning": column.meaning,
         "arrow": ARROWS[column.better],
         "per_image": column.kind == "image",
-        "values": ["–" if value is None else with_interval(value) for value in column.values],
+        "values": [
+            "–" if value is None else with_interval(value, found.arms[0].info.n) for value in column.values
+        ],
     }
 
 
 class Shown(NamedTuple):
-    """A difference of an arm from the first one. wins: see `Difference`."""
+    """A difference of an arm from the first one. wins: see `Difference`. fewer: see `Comparison.fewer`."""
 
     arm: str
     value: float
@@ -150,6 +152,7 @@ class Shown(NamedTuple):
     high: float | None
     clear: bool
     wins: float | None = None
+    fewer: str = ""
 
 
 def _short(found: Comparison, column: ComparedColumn) -> str:
@@ -165,7 +168,7 @@ def _one_of_several(found: Comparison, column: ComparedColumn) -> str:
 def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:
     """The rows of a column in the table of differences."""
     known = [
-        Shown(arm.name, each.value, each.low, each.high, each.clear, each.wins)
+        Shown(arm.name, each.value, each.low, each.high, each.clear, each.wins, found.fewer(each))
         for arm, each in zip(found.arms, column.differences, strict=True)
         if each is not None
     ]
@@ -194,7 +197,7 @@ def difference_rows(
                 "arrow": ARROWS[better],
                 "arm": each.arm,
                 "value": f"{each.value:+.4g}",
-                "interval": _interval(each.low, each.high),
+                "interval": _interval(each.low, each.high) + each.fewer,
                 "dot": _place(each.value, sign, widest),
                 **place,
                 "clear": each.clear,
@@ -318,7 +321,7 @@ def _apart(values: Sequence[float | None]) -> float | None:
 
 
 def _score(arm: Arm, name: str, row: int) -> float | None:
-    """The value of an image; None if there is none, or if its weight in the mean is 0."""
+    """The value of an image; None if it has none, or if its weight in the mean is 0."""
     column = arm.column(name)
     if column is None or (column.weight is not None and not arm.scores[column.weight][row].as_py()):
         return None

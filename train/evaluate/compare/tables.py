@@ -23,13 +23,17 @@ def print_comparison(found: Comparison) -> None:
     incomplete = "" if info.protocol.complete else " (not all prompts of the protocol)"
     say(f"{info.protocol.id}, {counted(info.n, 'image')} each{incomplete}\n")
     rows = [
-        [column.name, ARROWS[column.better], *(_cell(value) for value in column.values)]
+        [column.name, ARROWS[column.better], *(_cell(value, info.n) for value in column.values)]
         for column in found.columns
     ]
     rows += [[name, "", *values] for name, values in overlap_rows(arm.info.overlap for arm in found.arms)]
     table(("value", "", *(arm.name for arm in found.arms)), rows)
     paired = [
-        [column.name, ARROWS[column.better], *(_difference(column, at) for at in range(1, len(found.arms)))]
+        [
+            column.name,
+            ARROWS[column.better],
+            *(_difference(found, column, at) for at in range(1, len(found.arms))),
+        ]
         for column in found.columns
         if any(column.differences)
     ]
@@ -61,18 +65,19 @@ def overlap_rows(overlaps: Iterable[dict[str, Any] | None]) -> list[tuple[str, l
     return [(name, [each[name] for each in found]) for name in found[0]]
 
 
-def _cell(value: ColumnResult | None) -> str | None:
-    return None if value is None else with_interval(value)
+def _cell(value: ColumnResult | None, images: int) -> str | None:
+    return None if value is None else with_interval(value, images)
 
 
-def _difference(column: ComparedColumn, at: int) -> str | None:
+def _difference(comparison: Comparison, column: ComparedColumn, at: int) -> str | None:
     found = column.differences[at]
     if found is None:
         return None
+    fewer = comparison.fewer(found)
     if found.low is None:
-        return f"{found.value:+.3g}"
+        return f"{found.value:+.3g}{fewer}"
     mark = " *" if found.clear else ""
-    return f"{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]{mark}"
+    return f"{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]{mark}{fewer}"
 
 
 def render(found: Comparison, form: str) -> str:
@@ -113,7 +118,7 @@ def _md(found: Comparison) -> str:
     arrows = [ARROWS[column.better] for column in found.columns]
     head = ["method", *(f"{name} {arrow}".strip() for name, arrow in zip(names, arrows, strict=True))]
     rows = [
-        [arm.name, *(_cell(column.values[number]) or "–" for column in found.columns)]
+        [arm.name, *(_cell(column.values[number], found.arms[0].info.n) or "–" for column in found.columns)]
         for number, arm in enumerate(found.arms)
     ]
     for name, values in overlap_rows(arm.info.overlap for arm in found.arms):
@@ -150,22 +155,22 @@ def _latex(found: Comparison) -> str:
     ]
     lines += [" & ".join(head) + r" \\", r"\midrule"]
     for number, arm in enumerate(found.arms):
-        row = [_latex_cell(column.values[number]) for column in found.columns]
+        row = [_latex_cell(column.values[number], arm.info.n) for column in found.columns]
         row += [values[number].replace("≥", r"$\geq$").replace("–", "--") for _, values in overlap]
         lines.append(" & ".join([escaped(arm.name), *row]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", f"% {_caption(found)}"]
     return "\n".join(lines) + "\n"
 
 
-def _latex_cell(value: ColumnResult | None) -> str:
+def _latex_cell(value: ColumnResult | None, images: int) -> str:
     if value is None:
         return "--"
-    text = precise(value.value)
+    text = precise(value.value).replace("–", "--")
     if value.low is not None and value.high is not None:
         text += f" {{\\scriptsize [{precise(value.low)}, {precise(value.high)}]}}"
     if value.spread is not None:
         text += rf" $\pm$ {precise(value.spread)}"
-    return text
+    return f"{text} ($n = {value.n}$)" if value.n < images else text
 
 
 def escaped(text: str) -> str:

@@ -125,7 +125,7 @@ def cell(value: Mapping[str, Any] | None) -> str | None:
     """`31.2 [30.1, 32.3]`; `1 seed` where the training has no part in the interval."""
     if value is None:
         return None
-    one = " (1 seed)" if value["one_seed"] else ""
+    one = (" (1 seed)" if value["one_seed"] else "") + _fewer(value["prompt_count"])
     if value["low"] is not None:
         return f"{precise(value['value'])} {_ends(value)}{one}"
     spread = "" if value["spread"] is None else f" ± {precise(value['spread'])}"
@@ -133,14 +133,19 @@ def cell(value: Mapping[str, Any] | None) -> str | None:
 
 
 def _difference(value: Mapping[str, Any] | None) -> str | None:
-    found = None if value is None else value.get("difference")
-    if found is None:
+    if value is None or (found := value.get("difference")) is None:
         return None
+    fewer = _fewer(value["difference_prompts"])
     if found["low"] is None:
-        return f"{found['value']:+.3g}"
+        return f"{found['value']:+.3g}{fewer}"
     mark = " *" if found["clear"] else ""
-    one = " (1 seed)" if found["one_seed"] else ""
+    one = (" (1 seed)" if found["one_seed"] else "") + fewer
     return f"{found['value']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}]{mark}{one}"
+
+
+def _fewer(prompts: int | None) -> str:
+    """` (5 prompts)` where the others have no value."""
+    return "" if prompts is None else f" ({counted(prompts, 'prompt')})"
 
 
 def notes(facts: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,8 @@ class ArmValue(Config):
         one_seed: whether the arm was trained with one seed, so that the training has no part in low and high.
         sd_seeds, sd_prompts: standard deviations of the effects of training seeds and prompts.
         spread: of a metric of sets with one seed, as the metric states it.
+        prompt_count: with a value for each training seed, of a metric of images: the others are left out;
+            None if all have one. difference_prompts: with a value in the first arm too.
         difference: from the first arm, with the same intervals.
     """
 
@@ -38,7 +40,9 @@ class ArmValue(Config):
     sd_seeds: float | None = None
     sd_prompts: float | None = None
     spread: float | None = None
+    prompt_count: int | None = None
     difference: TwoLevel | None = None
+    difference_prompts: int | None = None
 
     @property
     def clear(self) -> bool:
@@ -104,49 +108,64 @@ _Results = tuple[Sequence[Arm], bool]
 """The results of an arm, one per training seed, and whether it is trained."""
 
 
-def _each(own: Sequence[ColumnResult]) -> tuple[float, ...]:
-    return tuple(each.value for each in own if each.value is not None)
-
-
 def _image_value(
     column: ComparedColumn, own: Sequence[ColumnResult], arm: _Results, base: _Results | None
-) -> ArmValue:
+) -> ArmValue | None:
+    import numpy as np
+
     results, is_trained = arm
-    scores = _scores(results, column.name, own[0])
+    every = _scores(results, column.name, own[0])
+    scores = _complete(every)
+    if not scores.shape[1]:
+        return None
     found, parts = variance.mean_of(scores, is_trained), variance.deviations(scores)
-    difference = None
+    difference, both = None, 0
     if base is not None and all(result.column(column.name) is not None for result in base[0]):
         theirs = _scores(base[0], column.name, own[0])
-        difference = variance.difference_of(theirs, scores, (base[1], is_trained))
+        paired = _complete(np.concatenate([theirs, every]))
+        both = paired.shape[1]
+        if both:
+            one, other = paired[: len(theirs)], paired[len(theirs) :]
+            difference = variance.difference_of(one, other, (base[1], is_trained))
+    total = every.shape[1]
     return ArmValue(
         value=found.value,
-        each=_each(own),
+        each=tuple(scores.mean(axis=1).tolist()),
         low=found.both.low,
         high=found.both.high,
         prompts=found.prompts,
         one_seed=not found.seeds,
         sd_seeds=parts.seeds,
         sd_prompts=parts.prompts,
+        prompt_count=None if scores.shape[1] == total else scores.shape[1],
         difference=difference,
+        difference_prompts=None if difference is None or both == total else both,
     )
 
 
 def _scores(results: Sequence[Arm], name: str, column: ColumnResult) -> np.ndarray:
-    """The scores of an arm, [training seeds, prompts]."""
+    """The scores of an arm, [training seeds, prompts]; NaN where an image of a prompt has none."""
     import numpy as np
 
     rows = []
     for result in results:
-        values = variance.linear(np.asarray(result.scores[name], dtype=float), column.mean)
+        values = variance.linear(result.values(column)[0], column.mean)
         rows.append(variance.by_prompt(values, np.asarray(result.scores["prompt_index"])))
     return np.stack(rows)
+
+
+def _complete(scores: np.ndarray) -> np.ndarray:
+    """The prompts of scores [S, P] that have a value in each row."""
+    import numpy as np
+
+    return scores[:, ~np.isnan(scores).any(axis=0)]
 
 
 def _set_value(
     column: ComparedColumn, own: Sequence[ColumnResult], arm: _Results, base: _Results | None
 ) -> ArmValue:
     """A metric of sets has one number per training seed: there is no interval over prompts."""
-    each = _each(own)
+    each = tuple(each.value for each in own if each.value is not None)
     ends = variance.over_seeds(each) if arm[1] else Ends(None, None)
     return ArmValue(
         value=statistics.fmean(each),

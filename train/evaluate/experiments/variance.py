@@ -71,7 +71,9 @@ class _Term(NamedTuple):
 
 
 def by_prompt(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """Average the images of one prompt: float [N] of images to float [P], in the order of the prompts."""
+    """Average the images of one prompt: float [N] of images to float [P], in the order of the prompts. NaN
+    where an image of the prompt has no value.
+    """
     import numpy as np
 
     _, group = np.unique(prompts, return_inverse=True)
@@ -79,13 +81,15 @@ def by_prompt(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 
 def linear(values: np.ndarray, mean: Mean) -> np.ndarray:
-    """Return values whose arithmetic mean is the `mean` of `values`, of any shape.
+    """Return values whose arithmetic mean is the `mean` of `values`, of any shape; NaN is no value.
 
     For the harmonic mean h these are h + h^2 (1/h - 1/x), its linearisation (delta method).
     """
     if mean == "arithmetic":
         return values
-    inverse = float((1 / values).mean())
+    import numpy as np
+
+    inverse = float(np.nanmean(1 / values))
     return 1 / inverse + (inverse - 1 / values) / inverse**2
 
 

@@ -274,7 +274,7 @@ def _image_columns(job: ScoreJob, name: str, metric: Any, rows: pa.Table) -> lis
             continue
         values = rows[score_column(name, column.name)].to_numpy()
         weights = None if column.weight is None else rows[score_column(name, column.weight)].to_numpy()
-        count = len(values) if weights is None else int((weights > 0).sum())
+        count = int(bootstrap.has_value(values, weights).sum())
         mean = None
         if count:
             seed = job.scoring.seed

@@ -129,7 +129,7 @@ class ScoreWork(Work):
             if row["reference"] is not None and any("reference" in each.needs for each in metrics.values()):
                 reference = _ref(row["reference"]).pixels()[0]
             sample = Sample(image, row["index"], row["prompt"], reference, ref.path)
-            values: dict[str, float] = {}
+            values: dict[str, float | None] = {}
             try:
                 for name, metric in metrics.items():
                     check_samples(metric, [sample])
@@ -242,9 +242,9 @@ def _ref(parts: Sequence[str | None]) -> ImageRef:
     return ImageRef(name, place, item)
 
 
-def _finite(scores: Mapping[str, float], metric: ImageMetric) -> dict[str, float]:
+def _finite(scores: Mapping[str, float | None], metric: ImageMetric) -> dict[str, float | None]:
     """The scores. Raises UserError if one is not a finite number: a mean over it would be none either."""
     for name, value in scores.items():
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise UserError(f"{metric.name} gives {value} as {name}", "look at the image")
-    return {name: float(value) for name, value in scores.items()}
+    return {name: None if value is None else float(value) for name, value in scores.items()}

@@ -29,7 +29,9 @@ def test_grain_of_any_strength_has_no_dots(sigma, size):
     noise = np.random.default_rng(0).normal(0, sigma, (600, 600))
     noise = cv2.GaussianBlur(noise, (0, 0), size) * 3 if size else noise
     image = np.clip(128 + noise, 0, 255).astype(np.uint8)[..., None].repeat(3, 2)
-    assert first(metric("speckle"), image) == 0
+    assert len(metric("speckle").find(image).middles) == 0
+    # the strongest grain would hide dots: nothing is said of it
+    assert first(metric("speckle"), image) == (None if sigma == 20 else 0)
 
 
 def test_edges_lines_and_corners_have_no_dots():
@@ -82,3 +84,14 @@ def test_a_burst_counts_in_its_square_alone():
     found = metric("speckle").score([Sample(image)])[0]
     assert found["speckle_densest"] == pytest.approx(16 * found["speckle_density"], rel=0.02)
     assert found["speckle_densest"] == pytest.approx(500, rel=0.3)
+
+
+def test_an_image_in_which_detail_hides_every_dot_has_no_density():
+    detail = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    scores = metric("speckle").score([Sample(detail)])[0]
+    assert scores == {"speckle_density": None, "speckle_densest": None, "speckle_quiet": 0}
+    # a tenth of it is enough, and has its own density
+    detail[:60] = dotted(np.full((60, 512, 3), 100, np.uint8), 60, np.random.default_rng(1), 500)
+    scores = metric("speckle").score([Sample(detail)])[0]
+    assert 0.05 < scores["speckle_quiet"] < 0.12
+    assert scores["speckle_density"] == pytest.approx(500, rel=0.4)
