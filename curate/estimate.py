@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.base.arrow import table_hash
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig
 from uhr.curate.faults import DOWNLOAD
@@ -25,7 +26,7 @@ from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, Tally
 from uhr.manifests.schema import KEPT, Column
 from uhr.manifests.sources.base import Listing, size_of
 from uhr.runtime.pool import Pool
-from uhr.runtime.units import Limits, table_hash
+from uhr.runtime.units import Limits
 from uhr.runtime.worker import cores
 
 TOKENS_PER_WORD = 4 / 3

@@ -147,6 +147,21 @@ def http_site() -> ModuleType:
     return _beside("http_site")
 
 
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[Any]:
+    """`hub_site.Hub`, running."""
+    running = _beside("hub_site").Hub()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def hub(hub_server) -> Any:
+    """The same, without repositories and requests."""
+    hub_server.clear()
+    return hub_server
+
+
 @pytest.fixture
 def uhr(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command as a user would type it: exit code, standard output, standard error."""

@@ -8,19 +8,24 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uhr.base import hub
 from uhr.base.errors import UserError
 from uhr.curate.planning.planned import PlannedStage
 from uhr.manifests.schema import SOURCE_NAME
 from uhr.manifests.sources.base import Item, Source
 from uhr.models.llm.chat import KEY
+from uhr.models.scores.weights import Weights
 from uhr.pixels.types import PixelFault
-from uhr.runtime.units import UnitPlan
+from uhr.runtime.units import TaskWork, UnitPlan
 
 TRIED = 64
 """How many items are tried until one of each source can be read."""
 
 UNITS = 8
 """How many units, at equal distances, are searched for such items."""
+
+FETCH_SECONDS = 4 * 3600.0
+"""Longest time until a machine has fetched the weights that it lacks from the hub."""
 
 HOSTS = 8
 """How many hosts of a source that fetches are contacted, until one answers."""
@@ -40,6 +45,34 @@ class Facts:
     secrets: tuple[str, ...] = ()
     items: tuple[Mapping[str, Any], ...] = ()
     hosts: tuple[Mapping[str, Any], ...] = ()
+
+
+class MachineWork(TaskWork):
+    """Work of stages that must find the same on every machine, and the source if it reads from that. All of
+    its workers load the weights that the machine has on which it is made.
+    """
+
+    def __init__(self, stages: Sequence[PlannedStage[Any]], source: Source | None) -> None:
+        self.stages = stages
+        self.reads_from = source
+        self.commits = commits(stages)
+
+    def open(self) -> None:
+        hub.pin(self.commits)
+
+    def libraries(self) -> Collection[str]:
+        return libraries(self.stages)
+
+    def facts(self, plan: UnitPlan) -> Facts:
+        return facts_of(self.stages, self.reads_from, plan)
+
+    @property
+    def check_seconds(self) -> float:
+        return super().check_seconds + (FETCH_SECONDS if self.commits else 0)
+
+    def check(self, facts: Facts) -> None:
+        hub.pin(self.commits)
+        check(self.stages, facts, self.reads_from)
 
 
 def facts_of(
@@ -73,8 +106,11 @@ def _samples(source: Source, plan: UnitPlan) -> tuple[tuple[Item, ...], tuple[It
 
 
 def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | None = None) -> None:
-    """Raise UserError if this machine lacks what these stages or the source need."""
+    """Raise UserError if this machine lacks what these stages or the source need. Weights of the hub and of
+    object stores are fetched."""
+    weights: dict[str, str] = {}
     for planned in stages:
+        weights |= _fetched(planned)
         if (lack := planned.stage.missing()) is not None:
             raise UserError(f"stage '{planned.label}' cannot run: {lack}")
     for name in facts.secrets:
@@ -89,7 +125,7 @@ def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | No
             except UserError as error:
                 raise UserError(f"stage '{planned.label}': {error.what}", error.fix) from None
     for what, mine, theirs in (
-        ("weights", _hashes(stages, "weight_hashes"), facts.weights),
+        ("weights", weights, facts.weights),
         ("file", _hashes(stages, "contents"), facts.files),
     ):
         for name, wanted in theirs.items():
@@ -114,6 +150,31 @@ def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | No
             if (fault := part.contact(items)) is not None:
                 what = f"nothing can be fetched for the source {part.place}: {fault}"
                 raise UserError(what, "let this machine reach the hosts of the list")
+
+
+def commits(stages: Sequence[PlannedStage[Any]]) -> dict[str, str]:
+    """Return the commits of the hub's repositories whose weights these stages load, by the names that
+    `uhr.base.hub.pin` takes, as this machine has them.
+    """
+    found: dict[str, str] = {}
+    for text in (text for planned in stages for text in planned.stage.weights().values()):
+        try:
+            weights = Weights.parse(text)
+        except UserError:
+            continue  # `missing` says so
+        if weights.repository is not None:
+            commit = hub.commit_in_cache(weights.repository, weights.revision)
+            if commit is not None:
+                found[hub.name_of(weights.repository, weights.revision)] = commit
+    return found
+
+
+def _fetched(planned: PlannedStage[Any]) -> dict[str, str]:
+    """Return the hashes of a stage's weights by stage and name; what is not on this machine is fetched."""
+    try:
+        return _hashes([planned], "weight_hashes")
+    except UserError as error:
+        raise UserError(f"stage '{planned.label}' cannot run: {error.what}", error.fix) from error
 
 
 def libraries(stages: Sequence[PlannedStage[Any]]) -> Collection[str]:

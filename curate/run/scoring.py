@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from uhr.curate.faults import OF_STAGE, stage_fault
-from uhr.curate.planning import machine
+from uhr.curate.planning.machine import MachineWork
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge
@@ -20,10 +20,10 @@ from uhr.curate.run.rows import UnitRows
 from uhr.curate.run.views import ViewReader
 from uhr.curate.stage import BatchStage
 from uhr.manifests.schema import KEPT
-from uhr.runtime.units import MEMORY_LIMIT, TaskWork, UnitFault, UnitPlan, Watch
+from uhr.runtime.units import MEMORY_LIMIT, UnitFault, UnitPlan, Watch
 
 
-class ScoreWork(TaskWork):
+class ScoreWork(MachineWork):
     """A segment of models, the `segment`th task of a unit of a pass. Picklable: the model is loaded by
     `open`.
     """
@@ -31,6 +31,7 @@ class ScoreWork(TaskWork):
     def __init__(
         self, plan: CurationPlan, number: int, segment: int, gpus: float | None, keys: StageKeys
     ) -> None:
+        super().__init__(plan.passes[number].segments[segment - 1].stages, None)
         self.plan = plan
         self.number = number
         self.segment = segment
@@ -38,9 +39,8 @@ class ScoreWork(TaskWork):
         self.keys = keys
 
     def open(self) -> None:
-        this = self.plan.passes[self.number]
-        self._stages = self._planned
-        self._views = list(this.views)
+        super().open()
+        self._views = list(self.plan.passes[self.number].views)
         self._judge = Judge(self.plan.schema, self.plan.channels)
         self._opened: set[str] = set()
         self._earlier: Earlier | None = None
@@ -50,19 +50,6 @@ class ScoreWork(TaskWork):
         if planned.label not in self._opened:
             planned.stage.open(self._device())
             self._opened.add(planned.label)
-
-    @property
-    def _planned(self) -> tuple[PlannedStage[BatchStage], ...]:
-        return self.plan.passes[self.number].segments[self.segment - 1].stages
-
-    def libraries(self) -> Collection[str]:
-        return machine.libraries(self._planned)
-
-    def facts(self, plan: UnitPlan) -> machine.Facts:
-        return machine.facts_of(self._planned)
-
-    def check(self, facts: machine.Facts) -> None:
-        machine.check(self._planned, facts)
 
     def _device(self) -> str:
         if self.gpus == 0:
@@ -81,7 +68,7 @@ class ScoreWork(TaskWork):
         self._lanes.begin()
         earlier = EarlierRows(self._earlier, self.keys, set())
         batch = _Batches(rows, watch, views, self._lanes)
-        for step, planned in enumerate(self._stages):
+        for step, planned in enumerate(self.stages):
             alive = [i for i in rows.alive() if planned.sees(rows[i])]
             alive = [i for i in alive if not _reuse(rows, i, planned, earlier)]
             if alive:

@@ -8,12 +8,12 @@ patches of an image are done while it is decoded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from uhr.base import parquet
 from uhr.curate.faults import CHANGED, OF_STAGE, UNAVAILABLE, stage_fault
-from uhr.curate.planning import machine
+from uhr.curate.planning.machine import MachineWork
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import PlannedStage
 from uhr.curate.rules import Judge, Rule
@@ -31,7 +31,7 @@ from uhr.manifests.schema import BASE, KEPT, RIGHTS
 from uhr.manifests.sources.base import Source
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
-from uhr.runtime.units import TaskWork, UnitFault, UnitPlan, Watch
+from uhr.runtime.units import UnitFault, UnitPlan, Watch
 
 HELD_PIXELS = 10_000_000
 """Limit of the decoded pixels (12 bytes each) that are in memory while a rule between pixel stages is
@@ -45,7 +45,7 @@ _INHERITED = ("uri", "source_version", "content_hash", *(c.name for c in RIGHTS 
 """What a patch has from its image. A caption says what the whole image shows."""
 
 
-class CurateWork(TaskWork):
+class CurateWork(MachineWork):
     """The first segment of a pass. Picklable: it has the checked plan and the source.
 
     keys: what the results of each stage depend on (`keys_of`), which takes long to compute where there are
@@ -53,34 +53,22 @@ class CurateWork(TaskWork):
     """
 
     def __init__(self, plan: CurationPlan, source: Source, number: int, keys: StageKeys) -> None:
+        this = plan.passes[number]
+        super().__init__((*this.frames, *(() if this.expand is None else (this.expand,))), source)
         self.plan = plan
         self.source = source
         self.number = number
         self.keys = keys
 
     def open(self) -> None:
-        this = self.plan.passes[self.number]
-        for planned in self._stages:
+        super().open()
+        for planned in self.stages:
             planned.stage.open()
-        if this.views:
+        if self.plan.passes[self.number].views:
             # takes seconds, which must not count against the first image
             importlib.import_module("torch")
         self._judge = Judge(self.plan.schema, self.plan.channels, self.plan.config.all_rules)
         self._earlier: Earlier | None = None
-
-    @property
-    def _stages(self) -> tuple[PlannedStage[Any], ...]:
-        this = self.plan.passes[self.number]
-        return (*this.frames, *(() if this.expand is None else (this.expand,)))
-
-    def libraries(self) -> Collection[str]:
-        return machine.libraries(self._stages)
-
-    def facts(self, plan: UnitPlan) -> machine.Facts:
-        return machine.facts_of(self._stages, self.source, plan)
-
-    def check(self, facts: machine.Facts) -> None:
-        machine.check(self._stages, facts, self.source)
 
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         items = plan.items(unit).to_pylist()

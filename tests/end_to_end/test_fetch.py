@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -20,7 +16,6 @@ import pytest
 from uhr.base.store import ObjectStore
 from uhr.models.scores.weights import hash_of_files
 
-COMMIT = "c" * 40
 FILES = {
     "config.json": b"{}",
     "model.safetensors": b"weights" * 100,
@@ -35,67 +30,6 @@ OLD = {
     "optimizer.bin": b"not fetched",
     "pytorch_model.fp16.bin": b"not fetched",
 }
-REPOSITORIES = {"org/name": FILES, "org/old": OLD}
-
-
-@pytest.fixture
-def hub() -> Iterator[tuple[str, Counter[str]]]:
-    """A hub that has org/name and org/old: its address, and the number of GET requests by path."""
-    requests: Counter[str] = Counter()
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self._send(body=False)
-
-        def do_GET(self) -> None:
-            requests[self.path] += 1
-            self._send(body=True)
-
-        def _send(self, body: bool) -> None:
-            data, headers = self._data()
-            self.send_response(200 if data is not None else 404)
-            for name, value in {**headers, "Content-Length": str(len(data or b""))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body and data:
-                self.wfile.write(data)
-
-        def _data(self) -> tuple[bytes | None, dict[str, str]]:
-            repository = next((each for each in REPOSITORIES if f"{each}/" in f"{self.path}/"), "org/name")
-            files = REPOSITORIES[repository]
-            if self.path.startswith(f"/api/models/{repository}/tree/"):
-                listed = [
-                    {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
-                    for name, data in files.items()
-                ]
-                return json.dumps(listed).encode(), {"Content-Type": "application/json"}
-            if self.path.startswith(f"/api/models/{repository}"):
-                info = {
-                    "id": repository,
-                    "sha": COMMIT,
-                    "siblings": [{"rfilename": name} for name in files],
-                    "cardData": {"license": "apache-2.0"},
-                }
-                return json.dumps(info).encode(), {"Content-Type": "application/json"}
-            data = files.get(self.path.rpartition("/")[2])
-            if data is None or not self.path.startswith(f"/{repository}/resolve/{COMMIT}/"):
-                return None, {}
-            return data, {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(data)}"'}
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
 
 
 @pytest.fixture
@@ -120,10 +54,16 @@ rules: {{}}
 
 
 def test_weights_are_fetched_with_licence_and_hash_and_what_cannot_be_says_how(hub, pipeline, s3, tmp_path):
-    address, requests = hub
+    hub.repositories = {"org/name": FILES, "org/old": OLD}
+    requests = hub.requests
     to = tmp_path / "weights"
     words = [sys.executable, "-m", "uhr", "fetch", pipeline, "--to", to, "--json"]
-    env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         env.pop(name, None)
     done = subprocess.run(list(map(str, words)), env=env, capture_output=True, text=True, check=False)
@@ -136,7 +76,7 @@ def test_weights_are_fetched_with_licence_and_hash_and_what_cannot_be_says_how(h
     assert (model["by"], model["weights"], model["path"]) == (
         *("stage q_align", "org/name@main", "org--name@main"),
     )
-    assert (model["revision"], model["licence"]) == (COMMIT, "apache-2.0")
+    assert (model["revision"], model["licence"]) == (hub.commit, "apache-2.0")
     folder = to / model["path"]
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert names == {"config.json", "model.safetensors"}
@@ -149,16 +89,15 @@ def test_weights_are_fetched_with_licence_and_hash_and_what_cannot_be_says_how(h
     assert how["stage embedding"] == "is on this machine"
     assert how["stage people"].startswith("the weights './no/such/file.pt' do not exist: name a path")
     assert how["stage caption"].startswith("names no model; set weights=FOLDER or server=")
-    assert requests[f"/org/name/resolve/{COMMIT}/model.safetensors"] == 1
+    assert requests[f"/org/name/resolve/{hub.commit}/model.safetensors"] == 1
     # pickled weights only where a model has no others, and it is said
     assert {path.name for path in (to / old["path"]).iterdir() if path.is_file()} == {
         *("config.json", "pytorch_model.bin.index.json"),
         *("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
     }
     assert done.stderr.count("pickled") == 1
-    said = (
-        f"'org/old@{COMMIT}' has no safetensors for pytorch_model-00001-of-00002.bin and 1 more: the pickled"
-    )
+    old_at = f"'org/old@{hub.commit}'"
+    said = f"{old_at} has no safetensors for pytorch_model-00001-of-00002.bin and 1 more: the pickled"
     assert said in done.stderr
     assert not [path for path in requests if path.endswith("pytorch_model.bin")]
 

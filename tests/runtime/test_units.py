@@ -21,10 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uhr.base.arrow import table_hash
 from uhr.base.errors import UserError
 from uhr.runtime.pool import InlineRunner, LocalRunner, RayRunner
 from uhr.runtime.ray import UnitActor
-from uhr.runtime.units import NO_LIMITS, Limits, PlanMismatch, Runner, UnitPlan, Work, run_units, table_hash
+from uhr.runtime.units import NO_LIMITS, Limits, PlanMismatch, Runner, UnitPlan, Work, run_units
 from uhr.runtime.worker import cores, search_path
 
 HERE = Path(__file__).parent

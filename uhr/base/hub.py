@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from uhr.base.console import warn
@@ -20,6 +20,43 @@ _MODEL_CONFIGS = ("config.json", "open_clip_config.json")
 
 _SAFE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "open_clip_model.safetensors")
 """Names that weights may have in their place."""
+
+_pinned: dict[str, str] = {}
+"""See `pin`."""
+
+
+def pin(commits: Mapping[str, str]) -> None:
+    """Use these commits of repositories, or of their revisions, in this process, by the names that
+    `name_of` gives: a branch may move while a run uses it.
+
+    What the hub's cache has of them is used without asking the hub.
+    """
+    _pinned.clear()
+    _pinned.update(commits)
+
+
+@contextlib.contextmanager
+def pinned(commits: Mapping[str, str]) -> Generator[None]:
+    """Use `commits`, as `pin` does, inside of the block."""
+    before = dict(_pinned)
+    pin(commits)
+    try:
+        yield
+    finally:
+        pin(before)
+
+
+def name_of(repository: str, revision: str | None) -> str:
+    """Return `org/name`, or `org/name@revision`."""
+    return repository if revision is None else f"{repository}@{revision}"
+
+
+def commit_in_cache(repository: str, revision: str | None) -> str | None:
+    """Return the commit of a revision in the hub's cache; None if it is not there. Uses no network."""
+    try:
+        return snapshot(repository, revision, (), cached=True).name
+    except UserError:
+        return None
 
 
 def snapshot(
@@ -49,7 +86,12 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
-    name = repository if revision is None else f"{repository}@{revision}"
+    commit = _pinned.get(name_of(repository, revision)) if into is None else None
+    if commit is not None:
+        revision = commit
+        if not cached and (there := _in_cache(repository, commit, patterns)) is not None:
+            return there
+    name = name_of(repository, revision)
     with _hub_errors(repository, name, cached):
         folder = Path(
             snapshot_download(
@@ -68,6 +110,17 @@ def snapshot(
         with _hub_errors(repository, name, cached):
             snapshot_download(repository, revision=revision, allow_patterns=pickles, local_dir=into)
     return folder
+
+
+def _in_cache(repository: str, commit: str, patterns: Sequence[str]) -> Path | None:
+    """Return the folder of a commit in the hub's cache; None if files are lacking."""
+    try:
+        folder = snapshot(repository, commit, patterns, cached=True)
+    except UserError:
+        return None
+    # a cache that an older version of the hub's library made does not say what it lacks
+    named = [each for each in patterns if not set("*?[").intersection(each)]
+    return folder if all((folder / each).is_file() for each in named) else None
 
 
 def _pickles(repository: str, revision: str | None, patterns: Sequence[str], folder: Path) -> list[str]:
@@ -120,7 +173,7 @@ def described(repository: str, revision: str | None) -> tuple[str, str | None]:
     """
     from huggingface_hub import HfApi
 
-    name = repository if revision is None else f"{repository}@{revision}"
+    name = name_of(repository, revision)
     with _hub_errors(repository, name, False):
         info = HfApi().model_info(repository, revision=revision)
     card = info.card_data
@@ -130,7 +183,12 @@ def described(repository: str, revision: str | None) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _hub_errors(repository: str, name: str, cached: bool) -> Generator[None]:
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -144,7 +202,15 @@ def _hub_errors(repository: str, name: str, cached: bool) -> Generator[None]:
         if cached:
             raise UserError(what, f"if you want it from the hub, name it: --model {name}") from error
         raise UserError(f"{what}, and the hub cannot be reached", "check the path, or the network") from error
+    except RevisionNotFoundError as error:
+        what = f"the hub's '{repository}' has no revision {name.partition('@')[2]}"
+        raise UserError(what, "name a branch, a tag or a commit of it") from error
     except (*_network_errors(), ValueError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            # the hub answers this too if there is no such repository
+            what = f"the hub refuses '{name}' (HTTP {error.response.status_code})"
+            fix = "check the name; for a private repository run `hf auth login`, or set HF_TOKEN"
+            raise UserError(what, fix) from error
         if (reason := disk_fault(error)) is not None:
             fix = "free space, or set HF_HOME to a folder of another disk"
             raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error

@@ -9,7 +9,6 @@ counted twice. Runners (`uhr.runtime.pool`) distribute units over processes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -23,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.base.arrow import one_batch, table_hash
 from uhr.base.config import fingerprint as fingerprint_of
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
@@ -132,9 +132,14 @@ class TaskWork(ABC):
         """Return what `check` compares other machines with; called where a run on a cluster starts."""
         return None
 
+    @property
+    def check_seconds(self) -> float:
+        """Longest time that `check` may take: it may hash files, or fetch what the machine lacks."""
+        return 600.0
+
     def check(self, facts: Any) -> None:  # noqa: B027 - most kinds of work need nothing
-        """Raise UserError if this machine cannot do the work. Called before the first task, on each machine
-        of a cluster that may get tasks, with what `facts` has returned.
+        """Raise UserError if this machine cannot do the work. Called before the first task, once on each
+        machine of a cluster that may get tasks, with what `facts` has returned. It may fetch what is lacking.
         """
 
     @abstractmethod
@@ -250,7 +255,7 @@ class UnitPlan:
         ):
             for unit in range(plan.count):
                 start = plan._start(unit)
-                writer.write_batch(_one_batch(items.slice(start, plan._start(unit + 1) - start)))
+                writer.write_batch(one_batch(items.slice(start, plan._start(unit + 1) - start)))
         # plan.json last: a run that was killed here has no plan, and is divided again
         tree: dict[str, Any] = {
             "rows": plan.rows,
@@ -464,37 +469,3 @@ def run_tasks(
 def _closable(tasks: Iterator[tuple[int, int]]) -> Generator[tuple[int, int], None, None]:
     """A generator around any iterator, so that leaving early closes the runner's own generator."""
     yield from tasks
-
-
-def table_hash(table: pa.Table) -> str:
-    """SHA-256 (64 hex digits) of a table's schema and rows, independent of its chunks."""
-    sink = _HashSink()
-    step = 65536
-    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as writer:
-        for start in range(0, table.num_rows, step):
-            writer.write_batch(_one_batch(table.slice(start, step)))
-    return sink.hash.hexdigest()
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    """Copy a non-empty table into one record batch with offset zero, so that equal rows give equal bytes."""
-    return pa.concat_batches(table.combine_chunks().to_batches())
-
-
-class _HashSink:
-    """A file that only hashes what is written to it."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: there is no buffer."""
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -20,19 +17,7 @@ from typing import Any
 import boto3
 import pytest
 
-from uhr.base.errors import UserError
-from uhr.curate.config import load
-from uhr.curate.planning import machine
-from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run.earlier.files import keys_of
-from uhr.curate.run.work import CurateWork
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.sources.base import FetchedFiles
-from uhr.manifests.sources.fetching.urls import Urls
-from uhr.manifests.sources.folder import Folder
-from uhr.manifests.sources.named import Named
-from uhr.runtime.cluster import preflight
-from uhr.runtime.units import UnitPlan
 
 NODES = ("head", "second", "third")
 STAGE = """
@@ -72,8 +57,10 @@ def homes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(homes, object_store_server) -> Iterator[Any]:
-    """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`. They may use S3."""
+def cluster(homes, object_store_server, hub_server) -> Iterator[Any]:
+    """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`. They may use S3 and
+    the hub.
+    """
     import ray
     from ray._raylet import Config
     from ray.cluster_utils import Cluster
@@ -104,6 +91,8 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_EC2_METADATA_DISABLED": "true",
                 "UHR_TEST_NODE": name,
+                "HF_ENDPOINT": hub_server.address,
+                "HF_HUB_DISABLE_XET": "1",
                 "HOME": str(home),
                 "PYTHONPATH": f"{home}:{search}",
             },
@@ -248,6 +237,59 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     assert one.table().to_pylist() == other.table().to_pylist()
 
 
+TASTED = """
+
+class Tasted(FrameStage):
+    name = "tasted"
+    adds = (Column("taste", pa.string(), "what the weights say"),)
+
+    def weights(self):
+        return {"model": "org/name"}
+
+    def open(self):
+        from uhr.models.scores.weights import Weights
+
+        self.taste = (Weights.parse("org/name").fetch() / "model.safetensors").read_text()
+
+    def annotate(self, frame):
+        return {"taste": self.taste}
+"""
+
+
+@pytest.mark.ray
+def test_each_machine_fetches_weights_of_the_hub_once_whatever_number_of_workers_needs_them(
+    three, hub, homes, images, command, outside, tmp_path, monkeypatch
+):
+    """The run is started on the machine `head`, whose cache has them."""
+    monkeypatch.setenv("HOME", str(homes / "head"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    module = tmp_path / "elsewhere" / outside / "__init__.py"
+    module.write_text(module.read_text() + TASTED)
+    pipeline = tmp_path / "taste.yaml"
+    pipeline.write_text(f"stages: [header, {{stage: '{outside}:Tasted'}}]\nrules: {{}}\nunit: 1\n")
+    hub.repositories = {"org/name": {"config.json": b"{}", "model.safetensors": b"sweet"}}
+    words = ("curate", "run", pipeline, "--source", images, "--address", three.address, "--workers", 2)
+    caches = {each / ".cache/huggingface" for each in homes.iterdir()}
+    done = command(
+        *(*words, "--out", tmp_path / "out"),
+        first="from huggingface_hub import snapshot_download as get; get('org/name')",
+    )
+    assert done[0] == 0, done[2]
+    assert {row["taste"] for row in Manifest.open(tmp_path / "out").table().to_pylist()} - {None} == {"sweet"}
+    lacking = [each for each in caches if each.parts[-3] != "head" and each.exists()]
+    assert lacking, "a machine that an earlier test lost was replaced by one with the home of head"
+    assert hub.downloads("model.safetensors") == 1 + len(lacking)
+
+    for each in lacking:
+        shutil.rmtree(each)
+    hub.status = 401
+    code, _, errors = command(*words, "--out", tmp_path / "other")
+    assert code == 1
+    said = errors.splitlines()[-1]
+    assert "the hub refuses 'org/name@cccc" in said
+    assert said.startswith("uhr: machine ")
+
+
 @pytest.mark.ray
 def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
     three, images, s3, command, uhr, tmp_path
@@ -291,123 +333,6 @@ def test_what_one_machine_fetches_into_a_store_is_read_by_the_others(
         assert manifest.source.open(row).read() == site.images[f"/{row['uri'].rpartition('/')[2]}"]
     assert set(site.requests.values()) <= {1, 2, 3}, "only robots.txt is read on each machine"
     site.stop()
-
-
-@pytest.fixture
-def task(images, tmp_path) -> tuple[CurateWork, UnitPlan]:
-    """The work of `quickstart` over the images, and its units."""
-    source = Folder(path=str(images))
-    plan = CurationPlan.of(load("quickstart", []))
-    units = UnitPlan.create(tmp_path / "units", source.list().items, 8, "work")
-    return CurateWork(plan, source, 0, keys_of(plan)), units
-
-
-def expected(work: CurateWork, units: UnitPlan) -> tuple[preflight.Task, preflight.Expected]:
-    facts = work.facts(units)
-    versions = preflight.versions(preflight.LIBRARIES)
-    code = preflight.code_hash()
-    wanted = preflight.Expected(versions, code, units.mark(), None, [], os.getcwd())
-    return preflight.Task(pickle.dumps(work), facts, 1, 0, None), wanted
-
-
-def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, monkeypatch):
-    work, units = task
-    one, wanted = expected(work, units)
-    assert preflight._fault([one], wanted) is None
-
-    def fault(**changes: Any) -> str:
-        found = preflight._fault([one], dataclasses.replace(wanted, **changes))
-        assert found is not None
-        assert "\n" not in found[0]
-        return found[0]
-
-    assert "python is 3." in fault(versions={**wanted.versions, "python": "2.7"})
-    assert "has other code than where the run was started" in fault(code="0" * 64)
-    assert "is not the folder that the run writes" in fault(plan=(str(tmp_path), "plan.json", b""))
-    with monkeypatch.context() as patch:
-        patch.setattr(preflight, "FREE_BYTES", 2**60)
-        assert ", for the run, has " in fault()
-        assert "for temporary files (TMPDIR), has" in fault(plan=None)
-    images.rename(tmp_path / "unmounted")
-    assert "does not exist" in fault()
-    images.mkdir()
-    assert f"of the source {images} cannot be read (" in fault()
-
-
-def test_a_machine_that_reaches_no_host_of_a_list_is_one_line_and_one_request_finds_out(
-    images, tmp_path, http_site, monkeypatch
-):
-    monkeypatch.setattr("uhr.manifests.sources.fetching.spool.CONTACT_TIMEOUT", 60.0)  # on a slow machine too
-    site = http_site.Site()
-    dead = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    hosts = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in dead]
-    for one in dead:
-        one.close()  # nobody listens
-    listed = tmp_path / "list.txt"
-
-    def work(*addresses: str) -> tuple[CurateWork, UnitPlan]:
-        listed.write_text("\n".join(f"{address}/{n}.jpg" for address in addresses for n in range(9)))
-        web = Urls.model_validate({"path": str(listed), "http": {"private": True}})
-        source = Named(sources={"web": web, "disk": Folder(path=str(images))})
-        plan = CurationPlan.of(load("quickstart", []), given=source.columns)
-        units = UnitPlan.create(tmp_path / "units" / str(len(addresses)), source.list().items, 4, "work")
-        spooled = source.spooled(FetchedFiles(folder=str(tmp_path / "fetched")))
-        return CurateWork(plan, spooled, 0, keys_of(plan)), units
-
-    site.robots = 503
-    one, wanted = expected(*work(*hosts, site.address))
-    # the folder among the sources is read as ever
-    assert [item["source_name"] for item in one.facts.items] == ["disk"]
-    assert len(one.facts.hosts) == 3
-    assert preflight._fault([one], wanted) is None, "it answers, whatever it says"
-    site.robots = "User-agent: *"
-    assert preflight._fault([one], wanted) is None
-    assert preflight._fault([one], wanted) is None, "what it may fetch is known by now"
-    assert site.requests == {"/robots.txt": 2}
-    one, wanted = expected(*work(*hosts))
-    what, fix = preflight._fault([one], wanted)
-    assert what.startswith(
-        f"nothing can be fetched for the source {listed}: none of 2 hosts answers (host 127."
-    )
-    assert what.endswith("the connection failed ([Errno 111] Connection refused))")
-    assert fix == "let this machine reach the hosts of the list"
-    assert site.requests == {"/robots.txt": 2}
-    site.stop()
-
-
-def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_path, chat):
-    monkeypatch.setenv(machine.KEY, "a secret")
-    pipeline = tmp_path / "caption.yaml"
-    entry = f"{{stage: caption, server: {{url: '{chat.url}', model: m}}}}"
-    pipeline.write_text(f"stages: [header, decode, {entry}]\nrules: {{}}\n")
-    stages = CurationPlan.of(load(str(pipeline), [])).passes[-1].batches
-    facts = machine.facts_of(stages)
-    assert facts.secrets == (machine.KEY,)
-    assert "a secret" not in repr(facts)
-    machine.check(stages, facts)
-    monkeypatch.delenv(machine.KEY)
-    with pytest.raises(UserError, match="OPENAI_API_KEY is not set, which is where the run was started"):
-        machine.check(stages, facts)
-
-
-def test_a_server_that_a_machine_cannot_reach_is_one_line(tmp_path, chat):
-    def stages(url: str) -> Any:
-        pipeline = tmp_path / "caption.yaml"
-        entry = f"{{stage: caption, name: words, server: {{url: '{url}', model: m}}}}"
-        pipeline.write_text(f"stages: [header, decode, {entry}]\nrules: {{}}\n")
-        return CurationPlan.of(load(str(pipeline), [])).passes[-1].batches
-
-    there = stages(chat.url)
-    machine.check(there, machine.facts_of(there))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        gone = stages(url)
-        with pytest.raises(UserError) as error:
-            machine.check(gone, machine.facts_of(gone))
-    said = str(error.value)
-    assert said.startswith(f"stage 'words': {url} cannot be reached (")
-    assert said.endswith("Connection refused): start it, or let this machine reach it")
 
 
 LATE = """
@@ -471,11 +396,3 @@ def test_a_machine_that_joins_later_is_checked_before_it_gets_work(three, homes,
     machines = {row["by"] for row in Manifest.open(out).table().to_pylist()} - {None}
     assert machines
     assert "late" not in machines
-
-
-def test_a_machine_is_checked_only_for_the_segments_that_it_can_run():
-    task = preflight.Task(b"", None, 1, 0.5, "H100")
-    assert task.fits({"CPU": 4, "GPU": 1, "accelerator_type:H100": 1})
-    assert not task.fits({"CPU": 4, "GPU": 1, "accelerator_type:A100": 1})
-    assert not task.fits({"CPU": 4, "GPU": 0})
-    assert not task.fits({"CPU": 0.5, "GPU": 8, "accelerator_type:H100": 1})

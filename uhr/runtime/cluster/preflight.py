@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import uhr
+from uhr.base.console import note
 from uhr.base.errors import UserError, one_line
 from uhr.base.formatting import human_bytes
 from uhr.base.store import ObjectStore
 from uhr.base.versions import installed
 from uhr.runtime.units import Segment, TaskWork, UnitPlan
 
-SECONDS = 600.0
-"""Longest time until a machine has answered: it may have to hash or fetch weights."""
+NOTE_SECONDS = 60.0
+"""Seconds after which a line says that machines have not answered yet."""
 
 FREE_SECONDS = 20.0
 """Longest time until the CPUs of an earlier pass are free again."""
@@ -104,6 +105,7 @@ class Preflight:
         file = None if carry else plan.mark()
         store = None if plan.mirror is None else plan.mirror.address
         self._expected = Expected(versions(libraries), code_hash(), file, store, path, os.getcwd())
+        self._seconds = max((s.work.check_seconds for s in segments), default=0.0)
         self.passed: set[str] = set()
         self.faults: dict[str, UserError] = {}
 
@@ -115,10 +117,10 @@ class Preflight:
         import ray
 
         answers = {self.ask(node["NodeID"]): node for node in ray.nodes() if self._own(node)}
-        done, silent = ray.wait(list(answers), num_returns=len(answers), timeout=SECONDS)
+        done, silent = _wait({ref: _name(node) for ref, node in answers.items()}, self._seconds)
         faults: dict[str, UserError] = {}
         for ref in silent:
-            what = f"machine {_name(answers[ref])}: has not answered for {SECONDS:g} s"
+            what = f"machine {_name(answers[ref])}: has not answered for {self._seconds:g} s"
             faults[_name(answers[ref])] = UserError(what, "look at it, or remove it")
         for ref in done:
             fault = self.answer(answers[ref]["NodeID"], ref)
@@ -159,6 +161,23 @@ class Preflight:
     def _own(self, node: Mapping[str, Any]) -> list[Task]:
         """Return the work that a machine can do."""
         return [task for task in self._tasks if task.fits(node["Resources"])] if node["Alive"] else []
+
+
+def _wait(names: Mapping[Any, str], seconds: float) -> tuple[list[Any], list[Any]]:
+    """Return the answers that are there after at most so many seconds, and those that are not; say now and
+    then on which machines the run waits.
+    """
+    import ray
+
+    end = time.monotonic() + seconds
+    while True:
+        left = max(0.0, end - time.monotonic())
+        done, silent = ray.wait([*names], num_returns=len(names), timeout=min(left, NOTE_SECONDS))
+        if not silent or left <= NOTE_SECONDS:
+            return done, silent
+        shown = sorted(names[ref] for ref in silent)
+        rest = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        note(f"not checked yet: {', '.join(shown[:3])}{rest}; they may be fetching or hashing weights")
 
 
 def check_free(cpus: float, gpus: float) -> None:
