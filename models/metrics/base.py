@@ -113,13 +113,12 @@ class MetricClass(Protocol):
         ...
 
 
-@runtime_checkable
-class ImageMetric(Protocol):
-    """A metric of single images.
+class Metric(Protocol):
+    """What metrics of images and of sets have.
 
     name: the full name, with what papers leave unsaid: backbone, scale, resize rule. It does not depend on
-    where weights are: their hash is in the identity. needs: what each sample must have. columns: what
-    `score` returns.
+    where weights are: their hash is in the identity. needs: what each sample must have. columns: of its
+    values.
     """
 
     @property
@@ -132,8 +131,14 @@ class ImageMetric(Protocol):
     def columns(self) -> tuple[ScoreColumn, ...]: ...
 
     def identity(self) -> dict[str, Any]:
-        """Return what the values depend on: options, SHA-256 of weights, versions of libraries."""
+        """Return what the values depend on: options, SHA-256 of weights, versions of libraries, and for a
+        metric of sets the identity of its extractor."""
         ...
+
+
+@runtime_checkable
+class ImageMetric(Metric, Protocol):
+    """A metric of single images."""
 
     def score(self, samples: Sequence[Sample]) -> list[dict[str, float | None]]:
         """Return the value of each column for each sample, None where an image has nothing that could be
@@ -156,27 +161,14 @@ class Extractor(Protocol):
 
 
 @runtime_checkable
-class SetMetric(Protocol):
+class SetMetric(Metric, Protocol):
     """A metric of a set of images, from the features that its extractor gives for each of them.
 
     Metrics whose extractors have the same `key` share features: each image is seen once.
     """
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def needs(self) -> frozenset[Need]: ...
-
-    @property
-    def columns(self) -> tuple[ScoreColumn, ...]: ...
-
-    @property
     def extractor(self) -> Extractor: ...
-
-    def identity(self) -> dict[str, Any]:
-        """As of an `ImageMetric`; the extractor's identity is part of it."""
-        ...
 
     def compare(self, reference: Features | None, generated: Features, seed: int = 0) -> dict[str, Value]:
         """Return the value of each column. `reference` is None if `needs` has no "reference".

@@ -11,6 +11,7 @@ from uhr.base.errors import UserError
 from uhr.models.metrics.base import (
     About,
     Better,
+    Minimum,
     Need,
     Sample,
     ScoreColumn,
@@ -32,6 +33,13 @@ class PerImage(ABC):
     needs: frozenset[Need] = frozenset()
     better: Better | None = "higher"
     mean: ClassVar[Literal["arithmetic", "harmonic"]] = "arithmetic"
+    smallest: ClassVar[int] = 1
+    """px of the shorter side that an image must have."""
+
+    @classmethod
+    def minimum(cls, options: Any) -> Minimum:
+        """Return what the metric needs at least of the images (`MetricClass`)."""
+        return Minimum(side=cls.smallest)
 
     def __init__(
         self,

@@ -34,6 +34,9 @@ MOST_PSNR = 100
 megapixel with one value that is off by 1 has 113 dB."""
 
 
+_WINDOW, _SIGMA = 11, 1.5
+
+
 class _Pairs(PerImage):
     """Base of metrics of an image and its reference of the same size."""
 
@@ -41,7 +44,7 @@ class _Pairs(PerImage):
 
     @classmethod
     def minimum(cls, options: Any) -> Minimum:
-        return Minimum(same_size=True)
+        return Minimum(side=cls.smallest, same_size=True)
 
     def values(self, sample: Sample) -> tuple[float]:
         return (self.distance(*check_same_size(sample, self.name)),)
@@ -89,12 +92,10 @@ class Ssim(_Pairs):
 
     about = About("closeness to the reference by local structure", "Apache-2.0", "Wang et al. 2004")
 
+    smallest = _WINDOW
+
     class Options(Config):
         """No options."""
-
-    @classmethod
-    def minimum(cls, options: Any) -> Minimum:
-        return Minimum(side=_WINDOW, same_size=True)
 
     def __init__(self) -> None:
         super().__init__("ssim/rgb/gaussian-11", "[-1, 1]", packages=("opencv-python-headless",))
@@ -118,8 +119,6 @@ class Ssim(_Pairs):
                 total += _similarities(image[rows, :, channel], reference[rows, :, channel])
         return total / (3 * inside * (width - _WINDOW + 1))
 
-
-_WINDOW, _SIGMA = 11, 1.5
 
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 

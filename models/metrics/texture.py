@@ -8,7 +8,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.metrics.base import About, Minimum, Sample
+from uhr.models.metrics.base import About, Sample
 from uhr.models.metrics.per_image import PerImage
 
 if TYPE_CHECKING:
@@ -34,12 +34,10 @@ class GlcmScore(PerImage):
 
     about = About("richness of texture in patches of 64 px", "Apache-2.0", _PAPER)
 
+    smallest = PATCH
+
     class Options(Config):
         """No options: patch, levels, distances and angles are those of the paper's code."""
-
-    @classmethod
-    def minimum(cls, options: Any) -> Minimum:
-        return Minimum(side=PATCH)
 
     def __init__(self) -> None:
         super().__init__("glcm/diffusion-4k", ">= 0", packages=("opencv-python-headless",))

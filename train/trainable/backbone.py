@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uhr.base.errors import UserError
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.trainable.base import PartFile, Trainable
+from uhr.train.trainable.base import PartFile, Trainable, config_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +54,7 @@ class WholeBackbone(Trainable):
         return "the whole backbone"
 
     def metadata(self, model: Any, over: Mapping[str, str], sampling: IntendedSampling) -> dict[str, str]:
-        config = json.loads(model.to_json_string())
-        # where the weights were on this machine
-        config.pop("_name_or_path", None)
-        return {CONFIG: json.dumps(config, sort_keys=True)}
+        return {CONFIG: config_of(model)}
 
     def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
         from uhr.models.publish.component import export_component

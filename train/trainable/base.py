@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -28,6 +29,13 @@ class PartFile:
 
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str]
+
+
+def config_of(model: Any) -> str:
+    """Return the content of a component's config.json, without where its weights were on this machine."""
+    config = json.loads(model.to_json_string())
+    config.pop("_name_or_path", None)
+    return json.dumps(config, sort_keys=True)
 
 
 class Trainable(Kind):

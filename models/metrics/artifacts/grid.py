@@ -13,7 +13,7 @@ from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models.metrics.artifacts.heat import CELL, blank, check_size, gray_of
 from uhr.models.metrics.artifacts.lines import KINDS, SEGMENT, Lines, differences, log_tail, score_of
-from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class GridMetric(PerImage):
         "this project",
     )
 
+    smallest = SMALLEST
+
     class Options(Config):
         """periods: px, multiples of `multiple`; without any, all that fit at least three times are tried.
         multiple: lines are looked for only at multiples of it: 16 px is the grid of FLUX's tokens, 8 that of
@@ -96,10 +98,6 @@ class GridMetric(PerImage):
 
         periods: tuple[int, ...] = ()
         multiple: int = Field(16, ge=1)
-
-    @classmethod
-    def minimum(cls, options: Options) -> Minimum:
-        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.models.metrics.artifacts.heat import CELL, blank, check_size, gray_of
-from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 
 SMALLEST = 256
@@ -64,6 +64,8 @@ class RepetitionMetric(PerImage):
 
     about = About("parts of the image that occur again elsewhere in it", "Apache-2.0", "this project")
 
+    smallest = SMALLEST
+
     class Options(Config):
         """side: px of the longer side of the reduced image. features: at most; the strongest are taken.
         distance: of two copies, at least, as a fraction of the longer side.
@@ -72,10 +74,6 @@ class RepetitionMetric(PerImage):
         side: int = Field(1024, ge=256)
         features: int = Field(4000, ge=100)
         distance: float = Field(0.1, gt=0, lt=1)
-
-    @classmethod
-    def minimum(cls, options: Options) -> Minimum:
-        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -13,7 +13,7 @@ from uhr.base.errors import UserError
 from uhr.models.metrics.artifacts.grid import FOUND, SMALLEST, draw
 from uhr.models.metrics.artifacts.heat import blank, check_size, gray_of
 from uhr.models.metrics.artifacts.lines import KINDS, Lines, differences, log_tail, score_of
-from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 from uhr.models.ops.patches.grid import starts
 
@@ -56,6 +56,8 @@ class SeamMetric(PerImage):
         "this project",
     )
 
+    smallest = SMALLEST
+
     class Options(Config):
         """patch, overlap: px, as of the samplers; the borders of all patches follow from the image's size.
         x, y: the borders instead, px from the left and from the top. multiple: all of them are multiples of
@@ -67,10 +69,6 @@ class SeamMetric(PerImage):
         x: tuple[int, ...] = ()
         y: tuple[int, ...] = ()
         multiple: int = Field(16, ge=1)
-
-    @classmethod
-    def minimum(cls, options: Options) -> Minimum:
-        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         if (options.patch is None) == (not options.x and not options.y):

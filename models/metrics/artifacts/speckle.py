@@ -10,7 +10,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.models.metrics.artifacts.heat import CELL, blank, check_size
-from uhr.models.metrics.base import About, Minimum, Sample, ScoreColumn
+from uhr.models.metrics.base import About, Sample, ScoreColumn
 from uhr.models.metrics.per_image import PerImage
 
 INNER, OUTER = 5, 13
@@ -53,6 +53,8 @@ class SpeckleMetric(PerImage):
 
     about = About("isolated dots of one to three pixels in quiet areas", "Apache-2.0", "this project")
 
+    smallest = SMALLEST
+
     class Options(Config):
         """deviations: from the mean around a pixel, in standard deviations. contrast: the same in levels of
         255, at least.
@@ -60,10 +62,6 @@ class SpeckleMetric(PerImage):
 
         deviations: float = Field(10, ge=5)
         contrast: float = Field(16, ge=1)
-
-    @classmethod
-    def minimum(cls, options: Options) -> Minimum:
-        return Minimum(side=SMALLEST)
 
     def __init__(self, options: Options) -> None:
         self._options = options

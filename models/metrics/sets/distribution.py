@@ -128,6 +128,16 @@ class _Crops:
         return cls(InceptionExtractor(load_network(options.weights, device), None, options.crops))
 
 
+class _Random:
+    """With random features, which need no weights."""
+
+    Options = RandomOptions
+
+    @classmethod
+    def load(cls: Any, options: RandomOptions, device: str = "cpu") -> Any:
+        return cls(RandomExtractor(options.crops))
+
+
 class _Frechet(_OfFeatures):
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:
         assert reference is not None
@@ -222,7 +232,7 @@ class PatchInceptionScore(_Crops, _Score):
     about = _about(InceptionScore.about.measures + _CROPS, InceptionScore.about.source)
 
 
-class RandomFrechet(_Frechet):
+class RandomFrechet(_Random, _Frechet):
     """Fréchet distance of random features: needs no weights, and is no FID."""
 
     kind = "random-frechet"
@@ -231,14 +241,9 @@ class RandomFrechet(_Frechet):
         "Apache-2.0",
         "this project",
     )
-    Options = RandomOptions
-
-    @classmethod
-    def load(cls, options: RandomOptions, device: str = "cpu") -> RandomFrechet:
-        return cls(RandomExtractor(options.crops))
 
 
-class RandomKernel(_Kernel):
+class RandomKernel(_Random, _Kernel):
     """Kernel distance of random features: needs no weights, and is no KID."""
 
     kind = "random-kernel"
@@ -247,8 +252,3 @@ class RandomKernel(_Kernel):
         "Apache-2.0",
         "this project",
     )
-    Options = RandomOptions
-
-    @classmethod
-    def load(cls, options: RandomOptions, device: str = "cpu") -> RandomKernel:
-        return cls(RandomExtractor(options.crops))
