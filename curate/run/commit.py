@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.base.config import installed_versions
 from uhr.base.console import Advance, progress, warn
 from uhr.base.files import or_half_written
 from uhr.base.locks.run_lock import NAME as LOCK
 from uhr.base.paths import path_text
 from uhr.base.run_folder import FolderLayout, all_or_nothing
-from uhr.base.versions import installed
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.rules import Rule
 from uhr.curate.run.earlier import files as earlier_files
@@ -88,7 +88,7 @@ def commit(
             source={**listing.not_opened, "broken_sidecars": finished.tally.broken_sidecars},
             weights=plan.weight_hashes(),
             files=plan.file_hashes(),
-            versions=installed(*COMPUTING),
+            versions=installed_versions(*COMPUTING),
             attachments=pixels,
             redactions=merged([listing.source.redactions, *(info.redactions for info in others)]),
         )

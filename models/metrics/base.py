@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from uhr.base.config import Config, fingerprint
+from uhr.base.config import Config, fingerprint, installed_versions
 from uhr.base.errors import UserError
-from uhr.base.versions import installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,4 +228,4 @@ def check_same_size(sample: Sample, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the installed version of each package, for an identity; "unknown" if it is not found."""
-    return installed(*packages, absent="unknown")
+    return installed_versions(*packages, absent="unknown")

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import uhr
 from uhr.base import parquet
+from uhr.base.config import installed_versions
 from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, sha256_file, write_json
 from uhr.base.paths import path_text, place_text
 from uhr.base.run_folder import RunFolder
-from uhr.base.versions import installed
 from uhr.train.evaluate import bootstrap, prompts, result
 from uhr.train.evaluate.choice import grouped
 from uhr.train.evaluate.images import ImageRef
@@ -232,4 +232,4 @@ def _info(job: ScoreJob, metrics: Sequence[MetricResult]) -> ResultInfo:
 
 def _versions() -> dict[str, str]:
     """The versions of what every score passes through; a metric's own are in its identity."""
-    return {"python": platform.python_version(), **installed("numpy", "opencv-python-headless")}
+    return {"python": platform.python_version(), **installed_versions("numpy", "opencv-python-headless")}

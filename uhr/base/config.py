@@ -1,8 +1,9 @@
-"""Turns YAML, JSON and `--set` options into typed configuration objects."""
+"""Turns YAML, JSON and `--set` options into typed configuration objects; hashes of values, and versions."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import typing
 from collections.abc import Iterator, Mapping
@@ -320,3 +321,14 @@ def canonical_json(value: Any) -> str:
 def fingerprint(value: Any) -> str:
     """SHA-256 (64 hex digits) of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def installed_versions(*packages: str, absent: str = "not installed") -> dict[str, str]:
+    """Return the version of each package, in this order; `absent` for one that is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = absent
+    return found

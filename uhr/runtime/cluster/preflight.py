@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import uhr
+from uhr.base.config import installed_versions
 from uhr.base.console import note
 from uhr.base.errors import UserError, one_line
 from uhr.base.formatting import human_bytes
 from uhr.base.store import ObjectStore
-from uhr.base.versions import installed
 from uhr.runtime.units import Segment, TaskWork, UnitPlan
 
 NOTE_SECONDS = 60.0
@@ -201,7 +201,7 @@ def check_free(cpus: float, gpus: float) -> None:
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     """Return the versions of Python, uhr and these packages on this machine."""
     own = {"python": ".".join(platform.python_version_tuple()[:2]), "uhr": uhr.__version__}
-    return {**own, **installed(*libraries)}
+    return {**own, **installed_versions(*libraries)}
 
 
 def code_hash() -> str:
