@@ -13,7 +13,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.arrow import table_hash
 from uhr.base.errors import UserError
-from uhr.curate.config import PipelineConfig
+from uhr.curate.config import PipelineConfig, fetching, load
 from uhr.curate.faults import DOWNLOAD
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import Pass
@@ -23,7 +23,7 @@ from uhr.curate.run.execution import Finished, passes_run
 from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
 from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, Tally
-from uhr.manifests.schema import KEPT, Column
+from uhr.manifests.schema import KEPT, SOURCES, Column
 from uhr.manifests.sources.base import Listing, size_of
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits
@@ -57,6 +57,12 @@ def plan_of(
             return CurationPlan.of(lenient, False, columns), error
         except UserError:
             raise error from None
+
+
+def preset_fault(preset: str) -> str | None:
+    """Say why a preset does not run on this machine; None if it does, over images or a list of URLs."""
+    _, fault = plan_of(fetching(load(preset)), False, SOURCES)
+    return None if fault is None else fault.what
 
 
 def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str, Any]:

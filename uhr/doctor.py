@@ -190,7 +190,9 @@ def _accelerator() -> dict[str, Any]:
 
 
 def doctor(
-    preset: Annotated[str | None, typer.Option(help="Also list which stages of this preset can run.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Also list which stages of this preset can run, and whether it does.")
+    ] = None,
     deep: Annotated[
         bool,
         typer.Option("--deep", help="Import every package and compute on the GPU, to test that they work."),
@@ -199,15 +201,16 @@ def doctor(
 ) -> None:
     """Report which packages are installed, which are missing and how to install them; with --deep, test them.
 
-    The exit code is 1 if a required package is missing or broken.
+    The exit code is 1 if a required package is missing or broken, or if the preset does not run here.
     """
     found = examine(deep)
     if preset is not None:
+        from uhr.curate.estimate import preset_fault
         from uhr.curate.planning.catalogue import resolve_preset_stages
 
-        found["preset"] = resolve_preset_stages(preset)
+        found["preset"], found["preset_fault"] = resolve_preset_stages(preset), preset_fault(preset)
     emit(found, as_json, _print)
-    if any(row["fault"] for row in found["packages"] if not row["extra"]):
+    if found.get("preset_fault") or any(row["fault"] for row in found["packages"] if not row["extra"]):
         raise typer.Exit(1)
 
 
@@ -236,13 +239,12 @@ def _print(found: dict[str, Any]) -> None:
         for row in found["packages"]
     ]
     table(["", "package", "version", "for", "licence", ""], rows)
-    stages = found.get("preset", [])
-    for stage in stages:
+    for stage in found.get("preset", []):
         state = "ok" if stage["runs"] else "MISSING" if stage["needed"] else "SKIPPED"
         why = stage["why"].removeprefix(_CANNOT.format(stage["stage"]))
         say(f"{state:8} {stage['stage']:20} {why}".rstrip())
-    if lacking := [stage["stage"] for stage in stages if stage["needed"] and not stage["runs"]]:
-        say(f"The preset does not run without {', '.join(lacking)}")
+    if fault := found.get("preset_fault"):
+        say(f"The preset does not run: {fault}")
 
 
 _CANNOT = "stage '{}' cannot run: "

@@ -120,3 +120,21 @@ def test_a_core_package_that_is_missing_is_exit_code_1(module, monkeypatch, caps
     monkeypatch.setattr(doctor, "REQUIREMENTS", (Requirement(package, module, "", "slices"),))
     assert main(["doctor"]) == 1
     assert ("MISSING" if module == "duckdb" else "BROKEN") in capsys.readouterr().out
+
+
+def test_the_exit_code_says_whether_a_preset_runs_here(capsys, tmp_path):
+    assert main(["doctor", "--preset", "as-is", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["preset_fault"] is None
+    assert not all(stage["runs"] for stage in found["preset"]), "without a stage that may be skipped it runs"
+    assert main(["doctor", "--preset", "multiaspect-4k"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "The preset does not run: stage 'safety' cannot run: no model is named"
+    # each of its stages can be skipped or runs, and a required rule needs one of them
+    needy = tmp_path / "needy.yaml"
+    entry = "{stage: artimuse, if_missing: skip, adds: [artimuse]}"
+    needy.write_text(
+        f"stages: [header, {entry}]\nrules: {{taste: {{where: artimuse > 50, required: true}}}}\n"
+    )
+    assert main(["doctor", "--preset", str(needy)]) == 1
+    assert "rule 'taste' is required" in capsys.readouterr().out.splitlines()[-1]
