@@ -155,6 +155,22 @@ def test_a_folder_that_was_made_and_stayed_empty_is_removed_and_one_that_was_the
     assert (tmp_path / "there").exists() == (name == "units"), "the folder of the lock is the run's own"
 
 
+def test_a_request_is_kept_and_another_one_is_named_by_what_differs(tmp_path):
+    folder = RunFolder(tmp_path, LAYOUT)
+    request = {"uhr": "1", "images": "a", "rows": [1, 2]}
+    folder.keep_request("request.json", request, 3, "evaluation")
+    before = (tmp_path / "request.json").read_bytes()
+    # other software may go on with it
+    folder.keep_request("request.json", {**request, "uhr": "2"}, 3, "evaluation")
+    with pytest.raises(UserError) as error:
+        folder.keep_request("request.json", {"images": "b", "rows": [1], "seed": 0}, 3, "evaluation")
+    what = f"--out {tmp_path} contains another evaluation: other images, rows, seed"
+    assert str(error.value) == f"{what}: name a new folder"
+    with pytest.raises(UserError, match="has schema version 3, and this uhr reads 2"):
+        folder.keep_request("request.json", request, 2, "evaluation")
+    assert (tmp_path / "request.json").read_bytes() == before
+
+
 def test_a_file_and_a_folder_that_cannot_be_made_are_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):

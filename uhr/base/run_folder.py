@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from uhr.base.config import versioned_tree
 from uhr.base.console import warn
 from uhr.base.errors import UserError
-from uhr.base.files import TEMPORARY
+from uhr.base.files import TEMPORARY, write_json
 from uhr.base.locks import run_lock
 
 
@@ -94,6 +96,26 @@ class RunFolder:
         except OSError as error:
             what = f"{self.layout.option}{self.path} cannot be written to ({error.strerror})"
             raise UserError(what, "name another folder") from None
+
+    def keep_request(self, name: str, request: Mapping[str, Any], version: int, what: str) -> None:
+        """Write what decides the result as the JSON file `name`, or compare it with what is there.
+
+        Args:
+            request: without its `schema_version`, which is `version`.
+            what: the result, in the error: "evaluation".
+
+        Raises UserError with the keys that differ, other than `uhr`, which is the version of the software; or
+        if the file is damaged or of a newer version.
+        """
+        file = self.path / name
+        if not file.exists():
+            write_json(file, {"schema_version": version, **request})
+            return
+        before = versioned_tree(file.read_bytes(), str(file), version, "name a new folder")
+        differs = [key for key in request if key != "uhr" and before.get(key) != request[key]]
+        if differs:
+            found = f"{self.layout.option}{self.path} contains another {what}"
+            raise UserError(f"{found}: other {', '.join(differs)}", "name a new folder")
 
     @contextlib.contextmanager
     def lock(self, name: str = ".", where: object = None) -> Generator[None]:

@@ -93,7 +93,7 @@ def test_what_cannot_be_judged_is_one_line(two, uhr, chat, protocol, folder, sco
     chat.reply = sharper
     assert judge(uhr, chat)[0] == 0
     chat.models = ["another"]
-    assert "has a judgement of other model" in judge(uhr, chat)[2]
+    assert "contains another judgement: other model" in judge(uhr, chat)[2]
     assert score(protocol("o.yaml", metrics=OWN, seeds=[3]), "images-sharp", "seed")[0] == 0
     code, _, err = uhr("eval", "judge", "sharp", "seed", "--server", chat.url, "--out", "k")
     assert (code, "different protocols" in err, Path("k").exists()) == (1, True, False)

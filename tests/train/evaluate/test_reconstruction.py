@@ -100,7 +100,7 @@ def test_a_stopped_run_makes_only_what_is_missing_and_another_vae_is_refused(ima
     assert vae(images, "out")[0] == 0
     assert Path("out/reconstructions/0000000.png").stat().st_mtime_ns == kept
     code, _, err = vae(images, "out", "--first", 3)
-    assert (code, "contains reconstructions of another VAE or other images: other images" in err) == (1, True)
+    assert (code, "contains another set of reconstructions: other images" in err) == (1, True)
     assert "nothing is not a folder" in vae("nothing", "o")[2]
     assert "--vae nothing does not exist" in vae(images, "o", "--vae", "nothing")[2]
     (images / "0002.png").write_bytes((images / "0002.png").read_bytes()[:-500])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uhr.base.config import fingerprint, versioned_tree
+from uhr.base.config import fingerprint
 from uhr.base.console import progress
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import or_half_written, saving, write_json
@@ -93,7 +93,7 @@ def judge(job: JudgeJob) -> dict[str, Any]:
         _Ask(row, question, order) for row in job.rows for question in QUESTIONS for order in ("ab", "ba")
     ]
     with saving(job.out, "free space there; the same command resumes"), folder.lock():
-        _begin(job)
+        folder.keep_request(REQUEST, _request(job), SCHEMA_VERSION, "judgement")
         left = [ask for ask in asks if not (job.out / ANSWERS / ask.file).exists()]
         reasons: list[NoAnswer] = []
         with progress("judge", len(asks), "questions") as advance:
@@ -115,23 +115,15 @@ def judge(job: JudgeJob) -> dict[str, Any]:
     return facts
 
 
-def _begin(job: JudgeJob) -> None:
-    request = {
-        "schema_version": SCHEMA_VERSION,
+def _request(job: JudgeJob) -> dict[str, Any]:
+    """What decides the answers."""
+    return {
         "model": job.server.model,
         "questions": fingerprint([INSTRUCTION, dict(QUESTIONS), SIDE, CROP]),
         "images": [fingerprint(arm.scores["sha256"].to_pylist()) for arm in job.arms],
         "prompts": job.found.arms[0].info.prompts,
         "rows": list(job.rows),
     }
-    file = job.out / REQUEST
-    if not file.exists():
-        write_json(file, request)
-        return
-    before = versioned_tree(file.read_bytes(), str(file), SCHEMA_VERSION, "name a new folder")
-    differs = [name for name in request if before.get(name) != request[name]]
-    if differs:
-        raise UserError(f"--out {job.out} has a judgement of other {', '.join(differs)}", "name a new folder")
 
 
 def _answer(job: JudgeJob, ask: _Ask) -> dict[str, Any]:

@@ -10,15 +10,14 @@ The same command resumes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from uhr.base.config import versioned_tree
 from uhr.base.console import counted, progress
 from uhr.base.errors import UserError
-from uhr.base.files import or_half_written, saving, user_path, write_json
+from uhr.base.files import or_half_written, saving, user_path
 from uhr.base.paths import in_store
 from uhr.base.run_folder import RunFolder
 from uhr.runtime import units
@@ -94,7 +93,8 @@ def evaluate_vae(job: VaeJob) -> Result:
     sha256 = _hash_of_vae(job)
     folder.claim()
     with saving(job.out, "free space there; the same command resumes"), folder.lock("work"):
-        _begin(job.out, {"vae": sha256, "images": references.id})
+        made_of = {"vae": sha256, "images": references.id}
+        folder.keep_request(FILE, made_of, SCHEMA_VERSION, "set of reconstructions")
         refs = _reconstruct(job, folder, references.refs)
     made = {
         "request": {
@@ -142,20 +142,6 @@ def _hash_of_vae(job: VaeJob) -> str:
         raise UserError(f"--vae {job.vae} does not exist", "name a folder, or a .safetensors file")
     check_weights("vae", job.vae, model.spec)
     return hash_of(job.vae)
-
-
-def _begin(out: Path, requested: Mapping[str, Any]) -> None:
-    """Write which VAE and images these are, or compare them with what is there."""
-    file = out / FILE
-    requested = {"schema_version": SCHEMA_VERSION, **requested}
-    if not file.exists():
-        write_json(file, requested)
-        return
-    before = versioned_tree(file.read_bytes(), str(file), SCHEMA_VERSION, "name a new folder")
-    differs = [name for name in requested if before.get(name) != requested[name]]
-    if differs:
-        what = f"--out {out} contains reconstructions of another VAE or other images"
-        raise UserError(f"{what}: other {', '.join(differs)}", "name a new folder")
 
 
 def _reconstruct(job: VaeJob, folder: RunFolder, images: Sequence[ImageRef]) -> list[ImageRef]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import uhr
-from uhr.base.config import fingerprint, versioned_tree
-from uhr.base.errors import UserError
-from uhr.base.files import file_version, or_half_written, user_path, write_json
+from uhr.base.config import fingerprint
+from uhr.base.files import file_version, or_half_written, user_path
 from uhr.base.locks.run_lock import NAME as LOCK
-from uhr.base.run_folder import FolderLayout
+from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.runtime import units
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Runner
@@ -112,22 +111,14 @@ def begin(job: ScoreJob) -> None:
     Nothing is loaded: weights count by their names, and as the sizes and times of their files. Their hashes
     are in the result.
     """
-    file, requested = job.out / REQUEST, _request(job)
-    if not file.exists():
-        write_json(file, requested)
-        return
-    before = versioned_tree(file.read_bytes(), str(file), result.SCHEMA_VERSION, "name a new folder")
-    differs = [name for name in requested if name != "uhr" and before.get(name) != requested[name]]
-    if differs:
-        what = f"--out {job.out} contains another evaluation: other {', '.join(differs)}"
-        raise UserError(what, "name a new folder")
+    folder = RunFolder(job.out, job.layout)
+    folder.keep_request(REQUEST, _request(job), result.SCHEMA_VERSION, "evaluation")
 
 
 def _request(job: ScoreJob) -> dict[str, Any]:
     """What decides the numbers of the result, and the versions of the files that are scored."""
     protocol, items, _ = job.evaluation
     return {
-        "schema_version": result.SCHEMA_VERSION,
         "uhr": uhr.__version__,
         "protocol": protocol.id,
         "prompts": prompts.digest(list(items)),
