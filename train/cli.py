@@ -296,8 +296,8 @@ def resume_(
 ) -> None:
     """Resume a run exactly where it stopped.
 
-    Only steps, device, shard, checkpoints, restarts, log, validation and on_nonfinite may change; so may the
-    number of processes.
+    Only steps, device, shard, checkpoints, restarts, log, data_cache, validation and on_nonfinite may change;
+    so may the number of processes.
     """
     from uhr.train.run.job import recipe_of, reopen
     from uhr.train.run.launch import Launch

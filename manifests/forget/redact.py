@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
+from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache
-from uhr.base.paths import in_store, text_path
+from uhr.base.paths import in_store, text_path, text_place
 from uhr.base.store import ObjectStore
 from uhr.manifests import places
 from uhr.manifests.forget.targets import Targets
@@ -30,8 +31,9 @@ Encoded = Callable[[Path, Path, frozenset[str]], list[Part]]
 """A function of (folder, staging folder, sample ids) that writes the tensors of encoded data without these
 samples into the staging folder, and returns its files."""
 
-Sealed = Callable[[Path], None]
-"""A function of a folder of encoded data that makes its own records agree with the redacted manifest."""
+Sealed = Callable[[Path | str], None]
+"""A function of the folder or address of encoded data that makes its own records agree with the redacted
+manifest."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,16 @@ class Redactor:
         self.new_ids: dict[str, str] = {}
 
     def would(self, place: str) -> Change:
-        """Count what `redact` would take out. Changes nothing."""
+        """Count what `redact` would take out. Changes nothing.
+
+        Raises UserError for encoded data in a store that have any of it.
+        """
         manifest = Manifest.open(place)
         ids = [each for batch in manifest.rows(["sample_id"]) for each in batch.column(0).to_pylist()]
         mine = self._ids.intersection(ids)
+        if mine and in_store(place) and manifest.info.operation.get("kind") == "encode":
+            what = f"{place} is encoded data in a bucket, from which no samples can be taken out"
+            raise UserError(what, "remove all objects below it, then repeat the command, then encode again")
         shown = mine and manifest.info.previews
         previews = sum(batch.num_rows for batch in manifest.preview_batches(mine)) if shown else 0
         pixels = sum(
@@ -104,6 +112,9 @@ class Redactor:
         """Make what is beside the manifest again: a report, and the records of encoded data."""
         if not info.redactions:
             return
+        home = text_place(place)
+        if info.operation.get("kind") == "encode" and self._encoded is not None:
+            self._encoded[1](home)
         if in_store(place):
             if ObjectStore(place).exists(REPORT):
                 from uhr.manifests.report import write_report
@@ -111,8 +122,6 @@ class Redactor:
                 write_report(Manifest.open(place), f"{place}/{REPORT}")
             return
         folder = text_path(place)
-        if info.operation.get("kind") == "encode" and self._encoded is not None:
-            self._encoded[1](folder)
         if (folder / REPORT).is_file():
             from uhr.manifests.report import write_report
 

@@ -88,14 +88,12 @@ def refused(
 
 LOCAL = """
 train encode m --model x --out ADDRESS
-train run lora --model x --data ADDRESS --out o
 train run lora --model x --data d --out ADDRESS
 train run --config ADDRESS --model x --data d --out o
 train resume ADDRESS
 train export ADDRESS --out o
 train export r --out ADDRESS
 train log ADDRESS
-train plan lora --model x --data ADDRESS
 models make-tiny ADDRESS
 demo --out ADDRESS
 sample euler --model x --prompt p --image ADDRESS --out o.png
@@ -116,6 +114,9 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
 
 
 S3_OR_LOCAL = """
+train plan lora --model x --data ADDRESS
+train run lora --model x --data ADDRESS --out o
+train resume r --data ADDRESS
 train encode ADDRESS --model x --out o
 eval run patches-4k --images i --out o --references ADDRESS
 eval run patches-4k --images i --out o --trained-on ADDRESS

@@ -7,12 +7,12 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 DEPTH = 2
-"""Values that are ready at most."""
+"""Values that are ready at most, by default."""
 
 _POLL = 0.05
 """Seconds after which the thread looks whether it is still needed."""
@@ -31,11 +31,21 @@ class Prefetch(Generic[T]):
     The values and their order are those of direct calls. An exception of `produce` is raised by the `take` of
     its number, after all values before it, and is the same object. The thread ends after the last number, at
     an exception, at `close`, and when the object is no longer referenced.
+
+    depth: values that are ready at most. source: another one whose values `produce` takes, closed with this.
     """
 
-    def __init__(self, produce: Callable[[int], T], first: int, stop: int) -> None:
+    def __init__(
+        self,
+        produce: Callable[[int], T],
+        first: int,
+        stop: int,
+        depth: int = DEPTH,
+        source: Prefetch[Any] | None = None,
+    ) -> None:
+        self._source = source
         self._next: int | None = first
-        self._ready: queue.Queue[_Made[T]] = queue.Queue(DEPTH)
+        self._ready: queue.Queue[_Made[T]] = queue.Queue(depth)
         self._over = threading.Event()
         # the thread has no reference to this object, which may therefore be collected
         self._thread = threading.Thread(
@@ -71,6 +81,8 @@ class Prefetch(Generic[T]):
     def close(self) -> None:
         """End the thread, and wait until it has ended."""
         self._over.set()
+        if self._source is not None:
+            self._source.close()
         self._thread.join()
 
 

@@ -13,14 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from uhr.base.errors import UserError, one_line
+from uhr.base.paths import in_store
+from uhr.base.store import ObjectStore
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition
+from uhr.train.data.part_files import FolderParts, PartFiles
 from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
-from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded
+from uhr.train.data.store_parts import StoreParts
+from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded, read_in_store
 from uhr.train.encode.stored.tensors import CellFault, stacked
 
 if TYPE_CHECKING:
     import torch
+
+
+CACHE_BYTES = 64 << 30
 
 
 @dataclass(frozen=True)
@@ -61,16 +68,24 @@ class PixelRows:
 
 
 class EncodedData:
-    """A folder that `uhr train encode` wrote, opened for reading by (bucket, row)."""
+    """What `uhr train encode` wrote, opened for reading by (bucket, row). `path` is its folder or address."""
 
-    def __init__(self, path: Path, info: EncodedInfo) -> None:
+    def __init__(self, path: Path | str, info: EncodedInfo, files: PartFiles | None = None) -> None:
         self.path, self.info = path, info
-        self._stored = PartRows(path)
+        self.files = files or FolderParts(Path(path))
+        self._stored = PartRows(self.files)
 
     @classmethod
-    def open(cls, path: Path) -> EncodedData:
-        """Open a folder. Raises UserError if it is not encoded data, or was not finished."""
-        return cls(path, read_encoded(path))
+    def open(cls, place: Path | str, cache: int = CACHE_BYTES) -> EncodedData:
+        """Open a folder, or a prefix of an object store. Raises UserError if it is not encoded data, or was
+        not finished.
+
+        cache: bytes on this machine's disk for what is read from a store.
+        """
+        if not in_store(place):
+            return cls(place, read_encoded(place))
+        info, versions = read_in_store(place)
+        return cls(place, info, StoreParts(ObjectStore(place), versions, cache))
 
     @property
     def buckets(self) -> list[BucketInfo]:
@@ -225,8 +240,7 @@ class EncodedData:
 
     @cached_property
     def _text_locations(self) -> dict[str, Location]:
-        parts = self.info.texts.parts
-        return {key: place for part in parts for key, place in self._stored.column(part, "text_key")}
+        return self._stored.text_locations(self.info.texts.parts)
 
     def _texts(self, keys: Sequence[str], samples: Sequence[str]) -> list[StoredRow]:
         """The captions with these keys, of these samples."""

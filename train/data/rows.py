@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,12 +15,19 @@ from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.parquet_pages import OtherForm, PageFault, byte_strings
 from uhr.manifests.info import Part
+from uhr.train.data.part_files import PartFiles
+from uhr.train.encode.stored.parts import KEYS
 
 GROUPS = 1024
 """Row groups whose small values are kept, of at most 64 rows each."""
 
 DECODED_BYTES = 1 << 30
 """Bytes of byte strings kept that cannot be read in place; `encode` writes none."""
+
+_KEY = 64
+"""Hex digits of a key."""
+
+_DAMAGE = (OSError, pa.ArrowException, PageFault)
 
 _ENCODE_AGAIN = "copy the file again, or encode again into another folder"
 
@@ -51,7 +57,7 @@ class StoredRow(NamedTuple):
 
 
 class PartRows:
-    """The rows of the Parquet parts in a folder; threads may share it.
+    """The rows of Parquet parts; threads may share it.
 
     It keeps the small values of `GROUPS` row groups in memory, of mapped files at most `MAPPED_BYTES` and one
     row group, and of columns that other programs wrote, in a form that Arrow has to decode, `DECODED_BYTES`
@@ -59,8 +65,8 @@ class PartRows:
     again after others have taken its place.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: PartFiles) -> None:
+        self.files = files
         self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._read_bytes = self._decoded_bytes = 0
@@ -69,25 +75,38 @@ class PartRows:
 
     def read(self, locations: Iterable[Location]) -> list[StoredRow]:
         """Read rows. Raises `DataFault` if the row group of one is damaged or cannot be read."""
+        locations = list(locations)
+        self.files.prepare((location.part, location.group) for location in locations)
         with self._lock:
             return [self._row(location) for location in locations]
 
-    def column(self, part: Part, name: str) -> Iterator[tuple[Any, Location]]:
-        """All values of a column of a part, and where they are. Raises `DataFault` if it cannot be read."""
+    def text_locations(self, parts: Sequence[Part]) -> dict[str, Location]:
+        """Where each text is, by its key. Raises `DataFault` if a part cannot be read."""
+        self.files.prepare_footers(parts)
+        return {key: location for part in parts for key, location in self._text_keys(part)}
+
+    def _text_keys(self, part: Part) -> Iterator[tuple[str, Location]]:
         group = 0
         try:
-            with self._lock:
-                file = self._file(part).parquet
-            for group in range(file.num_row_groups):
-                for row, value in enumerate(file.read_row_group(group, columns=[name]).column(0).to_pylist()):
-                    yield value, Location(part, group, row)
+            footer = self.files.footer(part)
+            listed = (footer.metadata or {}).get(KEYS.encode(), b"").decode()
+            at = 0
+            for group in range(footer.num_row_groups):
+                rows = footer.row_group(group).num_rows
+                keys = [listed[start : start + _KEY] for start in range(at, at + rows * _KEY, _KEY)]
+                at += rows * _KEY
+                if not listed:  # of an earlier version
+                    with self._lock:
+                        file = self._file(part, group).parquet
+                    keys = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
+                yield from ((key, Location(part, group, row)) for row, key in enumerate(keys))
         except (OSError, pa.ArrowException) as error:
-            what = f"{self.folder / part.path}, row group {group}, column {name}: {one_line(error)}"
+            what = f"{self.files.name(part)}, row group {group}, column text_key: {one_line(error)}"
             raise DataFault(what, _ENCODE_AGAIN) from error
 
     def _row(self, location: Location) -> StoredRow:
         group, row = self._group(location), location.row
-        data = self._file(location.part).bytes
+        data = self._file(location.part, location.group).bytes
         found = {name: data[places[row]] for name, places in group.places.items()}
         self._read_bytes += sum(map(len, found.values()))
         for name, cells in group.decoded.items():
@@ -96,13 +115,11 @@ class PartRows:
 
     def _group(self, location: Location) -> _Group:
         key = (location.part.path, location.group)
+        if self.files.remote:
+            self._file(location.part, location.group)  # which forgets the group if it is mapped anew
         group = self._groups.get(key)
         if group is None:
-            try:
-                group = self._read_group(location)
-            except (OSError, pa.ArrowException, PageFault) as error:
-                raise self._fault(location, error) from error
-            self._groups[key] = group
+            group = self._groups[key] = self._intact_group(location)
             self._decoded_bytes += group.decoded_bytes
             while len(self._groups) > 1 and (
                 len(self._groups) > GROUPS or self._decoded_bytes > DECODED_BYTES
@@ -113,8 +130,22 @@ class PartRows:
             self._groups.move_to_end(key)
         return group
 
+    def _intact_group(self, location: Location) -> _Group:
+        part, number, _ = location
+        try:
+            return self._read_group(location)
+        except _DAMAGE as error:
+            if not self.files.discard(part, number):
+                raise self._fault(location, error) from error
+        # what was damaged is a copy on this machine, which is made again
+        self._files.pop(self.files.key(part, number), None)
+        try:
+            return self._read_group(location)
+        except _DAMAGE as error:
+            raise self._fault(location, error) from error
+
     def _read_group(self, location: Location) -> _Group:
-        file = self._file(location.part)
+        file = self._file(location.part, location.group)
         group = file.parquet.metadata.row_group(location.group)
         self._read_bytes += group.total_byte_size
         table = file.parquet.read_row_group(location.group, columns=file.small, use_threads=False)
@@ -127,17 +158,21 @@ class PartRows:
                 found.decoded[name] = [memoryview(cell.as_buffer() or b"") for cell in column]
         return found
 
-    def _file(self, part: Part) -> _File:
+    def _file(self, part: Part, group: int) -> _File:
         if self._read_bytes > MAPPED_BYTES:
             self._files.clear()
             self._read_bytes = 0
-        file = self._files.get(part.path)
+        key = self.files.key(part, group)
+        file = self._files.get(key)
         if file is None:
-            file = self._files[part.path] = _File(self.folder / part.path)
+            file = self._files[key] = _File(self.files.mapped(part, group))
+            if self.files.remote and (known := self._groups.pop((part.path, group), None)) is not None:
+                # the file may have been fetched again since its checksums were verified
+                self._decoded_bytes -= known.decoded_bytes
             while len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
         else:
-            self._files.move_to_end(part.path)
+            self._files.move_to_end(key)
         return file
 
     def _fault(self, location: Location, error: Exception) -> DataFault:
@@ -145,13 +180,13 @@ class PartRows:
         part, group, row = location
         sample = "unknown"
         try:
-            file = self._file(part).parquet
+            file = self._file(part, group).parquet
             name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
             sample = file.read_row_group(group, columns=[name]).column(0)[row].as_py()
         except (OSError, pa.ArrowException) as second:
             sample = f"unknown ({one_line(second)})"
         return DataFault(
-            f"{self.folder / part.path}, row group {group}, row {row}, sample {sample}: {one_line(error)}",
+            f"{self.files.name(part)}, row group {group}, row {row}, sample {sample}: {one_line(error)}",
             _ENCODE_AGAIN,
         )
 
@@ -172,9 +207,9 @@ class _Group(NamedTuple):
 class _File:
     """A Parquet file, mapped into memory for as long as this object or a slice of `bytes` exists."""
 
-    def __init__(self, path: Path) -> None:
-        self._buffer = parquet.mapped_bytes(path)
-        self.bytes = memoryview(self._buffer)
+    def __init__(self, data: pa.Buffer) -> None:
+        self._buffer = data
+        self.bytes = memoryview(data)
 
     @cached_property
     def parquet(self) -> pq.ParquetFile:

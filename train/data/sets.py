@@ -24,8 +24,8 @@ class NamedData:
     data: EncodedData
 
 
-def open_sets(recipe: RecipeBase, given: Iterable[NamedPath | Path]) -> list[NamedData]:
-    """Open the folders. A folder without a name is the recipe's only data set.
+def open_sets(recipe: RecipeBase, given: Iterable[NamedPath | Path | str]) -> list[NamedData]:
+    """Open the folders and addresses. A folder without a name is the recipe's only data set.
 
     Raises UserError for a name that the recipe does not use, a missing name, and two folders of one name and
     one resolution.
@@ -43,7 +43,7 @@ def open_sets(recipe: RecipeBase, given: Iterable[NamedPath | Path]) -> list[Nam
             name = names[0]
         if name not in names:
             raise unknown("data set", name, names, f"recipe {recipe.name}")
-        data = EncodedData.open(path)
+        data = EncodedData.open(path, recipe.runtime.data_cache << 30)
         for other in found:
             if (other.name, other.data.info.resolution) == (name, data.info.resolution):
                 what = f"{path} and {other.data.path} are both data set '{name}' at {data.info.resolution} px"
@@ -54,7 +54,7 @@ def open_sets(recipe: RecipeBase, given: Iterable[NamedPath | Path]) -> list[Nam
     return found
 
 
-def _check_captions(recipe: Recipe, path: Path, columns: Sequence[str]) -> None:
+def _check_captions(recipe: Recipe, path: Path | str, columns: Sequence[str]) -> None:
     if recipe.captions and not set(columns) & set(recipe.captions):
         what = f"recipe {recipe.name} draws captions from {', '.join(recipe.captions)}, and {path} has"
         raise UserError(

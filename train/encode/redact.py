@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
-from uhr.base.config import read_versioned
-from uhr.base.files import write_json
+from uhr.base.config import parse_versioned, read_versioned
+from uhr.base.files import json_bytes, write_json
+from uhr.base.paths import in_store
+from uhr.base.store import ObjectStore
 from uhr.manifests.info import Part, read_info
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import FAILED
@@ -63,8 +65,30 @@ def redact(folder: Path, staged: Path, ids: frozenset[str]) -> list[Part]:
     return [*texts, *latents]
 
 
-def seal(folder: Path) -> None:
-    """Make `encoded.json` agree with the redacted manifest in the folder; nothing if it does."""
+def seal(place: Path | str) -> None:
+    """Make `encoded.json` agree with the redacted manifest beside it; nothing if it does. In an object store
+    no rows have been taken out: only what it names has changed.
+    """
+    if in_store(place):
+        _seal_in_store(place)
+    else:
+        _seal_folder(Path(place))
+
+
+def _seal_in_store(address: str) -> None:
+    store, manifest = ObjectStore(address), Manifest.open(address)
+    # not `read_encoded`: the parts of samples that it names have been replaced
+    fix = "encode again into another prefix"
+    info = parse_versioned(EncodedInfo, store.read(FILE) or b"", store.place(FILE), SCHEMA_VERSION, fix)
+    new = {
+        "id": manifest.id,
+        "manifest": info.manifest.model_copy(update={"id": manifest.info.parents[0].id}),
+        "samples": manifest.info.parts,
+    }
+    store.write(FILE, json_bytes(info.model_copy(update=new).model_dump(mode="json")))
+
+
+def _seal_folder(folder: Path) -> None:
     info, manifest = _read(folder), Manifest.open(folder)
     if info.id == manifest.id:
         return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +13,9 @@ from uhr.train.objectives.draws import Draws
 from uhr.train.run.job import Job
 from uhr.train.run.phase import PhaseRun, TrainingBatch, TrainingUse
 from uhr.train.run.processes.parallel import ALONE, Ranks, Share
+
+STEPS_AHEAD = 8
+"""Steps whose rows are read ahead from an object store. They are in host memory, not on the device."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,23 @@ class Phases:
         return self._open
 
 
-def load_batch(job: Job, phases: Phases, step: int, ranks: Ranks = ALONE) -> LoadedBatch:
-    """Read and make this process's part of the batch of a step, counted from 0."""
+@dataclass(frozen=True)
+class _Read:
+    """The stored rows of a step, on the CPU, and what they become a batch by."""
+
+    turn: Turn
+    share: Share
+    use: TrainingUse
+    rows: Any
+    draws: Draws
+
+    def batch(self, use: TrainingUse) -> LoadedBatch:
+        """Make the batch on the device of `use`, which is that of the rows."""
+        batch = use.batch(self.rows, self.draws)
+        return LoadedBatch(self.turn, self.share, use, batch, self.draws, self.rows.uris)
+
+
+def _read(job: Job, phases: Phases, step: int, ranks: Ranks) -> _Read:
     index, inside = job.recipe.phase_of(step)
     phase = phases[index]
     turn = phase.mixture.at(inside)
@@ -53,11 +71,28 @@ def load_batch(job: Job, phases: Phases, step: int, ranks: Ranks = ALONE) -> Loa
     share = ranks.share(len(turn.rows), job.recipe.batch.micro)
     draws = Draws(job.recipe.seed, step, share.places)
     rows = use.read(turn._replace(rows=tuple(turn.rows[place] for place in share.places)), draws)
-    return LoadedBatch(turn, share, use, use.batch(rows, draws), draws, rows.uris)
+    return _Read(turn, share, use, rows, draws)
+
+
+def load_batch(job: Job, phases: Phases, step: int, ranks: Ranks = ALONE) -> LoadedBatch:
+    """Read and make this process's part of the batch of a step, counted from 0."""
+    found = _read(job, phases, step, ranks)
+    return found.batch(found.use)
 
 
 def feed(job: Job, device: torch.device, first: int, ranks: Ranks = ALONE) -> Prefetch[LoadedBatch]:
-    """The batches of all steps from `first` on. The thread has phases of its own."""
-    phases = Phases(job, device)
-    produce: Callable[[int], LoadedBatch] = lambda step: load_batch(job, phases, step, ranks)  # noqa: E731
-    return Prefetch(produce, first, job.recipe.steps)
+    """The batches of all steps from `first` on. The thread has phases of its own.
+
+    If data are in an object store, another thread reads the rows of more steps ahead.
+    """
+    phases, stop = Phases(job, device), job.recipe.steps
+    if not any(each.data.files.remote for each in job.data):
+        return Prefetch(lambda step: load_batch(job, phases, step, ranks), first, stop)
+    on_cpu = Phases(job, torch.device("cpu"))
+    rows = Prefetch(lambda step: _read(job, on_cpu, step, ranks), first, stop, STEPS_AHEAD)
+
+    def produce(step: int) -> LoadedBatch:
+        found = rows.take(step)
+        return found.batch(phases[job.recipe.phase_of(step)[0]].uses[found.turn.use])
+
+    return Prefetch(produce, first, stop, source=rows)

@@ -17,7 +17,7 @@ from uhr.base.config import Config, apply_sets, build, read_versioned
 from uhr.base.console import command, say, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
-from uhr.base.paths import or_similar, path_text, text_path
+from uhr.base.paths import or_similar, path_text, place_text, text_place
 from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
@@ -118,7 +118,7 @@ def lock_run(out: Path) -> Generator[None]:
 def start(
     recipe: RecipeBase,
     model: str | ModelName,
-    data: Sequence[NamedPath | Path],
+    data: Sequence[NamedPath | Path | str],
     out: Path,
     begin: Sequence[str | Path] = (),
 ) -> Job:
@@ -179,7 +179,7 @@ def reopen(
     out: Path,
     sets: Sequence[str] = (),
     model: str | None = None,
-    data: Sequence[NamedPath | Path] = (),
+    data: Sequence[NamedPath | Path | str] = (),
     base: str | None = None,
 ) -> Job:
     """The job of a run's folder, from its newest complete checkpoint.
@@ -192,9 +192,9 @@ def reopen(
     if base is None and (model is None or user_path(model).is_file()):
         base = was.base
     named = ModelName(model or was.model, before.model.spec, base)
-    data = data or [NamedPath(ref.name, text_path(ref.path)) for ref in before.data]
+    data = data or [NamedPath(ref.name, text_place(ref.path)) for ref in before.data]
     places = [each.path if isinstance(each, NamedPath) else each for each in data]
-    paths = [("model", Path(named.model)), *(("data", path) for path in places)]
+    paths = [("model", Path(named.model)), *(("data", path) for path in places if isinstance(path, Path))]
     paths += [] if named.base is None else [("base", Path(named.base))]
     for name, path in paths:
         if path.is_absolute() and not path.exists():
@@ -224,7 +224,7 @@ def joined_job(out: Path, resume: tuple[Path, CheckpointInfo] | None, device: st
     """
     info = read_run(out)
     recipe = read_recipe(info.recipe)
-    data = [NamedPath(ref.name, text_path(ref.path)) for ref in info.data]
+    data = [NamedPath(ref.name, text_place(ref.path)) for ref in info.data]
     recipe, found, opened, sets = _check(recipe, info.model.named, data)
     differs = _differences(info, found.model_copy(update={"init": info.init}))
     if differs:
@@ -237,7 +237,7 @@ def joined_job(out: Path, resume: tuple[Path, CheckpointInfo] | None, device: st
 
 
 def _check(
-    recipe: RecipeBase, model: ModelName, data: Sequence[NamedPath | Path]
+    recipe: RecipeBase, model: ModelName, data: Sequence[NamedPath | Path | str]
 ) -> tuple[RecipeBase, RunInfo, Model, list[NamedData]]:
     """Open model and data, and complete the recipe with hashes of the files that it names.
 
@@ -292,7 +292,7 @@ def _data_ref(named: NamedData) -> DataRef:
     info = named.data.info
     return DataRef(
         name=named.name,
-        path=path_text(named.data.path.absolute()),
+        path=place_text(named.data.path),
         id=info.id,
         manifest_id=info.manifest.id,
         rows=info.counts["encoded"],
@@ -397,8 +397,8 @@ def _check_history(recipe: RecipeBase, stored: CheckpointInfo, out: Path) -> Non
         begin = command("train", "run", name, "--init", out)
         raise UserError(
             f"the run so far had another {', another '.join(shown)}",
-            "only steps, device, checkpoints, restarts, log, validation and on_nonfinite may change: leave "
-            "it as it was, or begin a new run with its weights, "
+            "only steps, device, checkpoints, restarts, log, data_cache, validation and on_nonfinite may "
+            "change: leave it as it was, or begin a new run with its weights, "
             f"`{begin} --model M --data DIR --out NEW --set ...`",
         )
     if recipe.steps < stored.step:

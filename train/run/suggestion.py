@@ -11,10 +11,10 @@ from uhr.train.recipes import resolve
 from uhr.train.recipes.core.base import Recipe
 
 
-def for_encoded(info: EncodedInfo, folder: Path) -> tuple[str, list[str]]:
+def for_encoded(info: EncodedInfo, folder: Path | str) -> tuple[str, list[str]]:
     """A recipe for encoded data, and the changes, as `path=value`, that make it fit them.
 
-    folder: where they are.
+    folder: where they are; also an address.
     """
     if not info.config.pixels:
         # a guide is of use to UltraGen alone

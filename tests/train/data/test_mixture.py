@@ -154,8 +154,9 @@ def test_a_name_before_a_path_is_a_name_unless_the_whole_is_a_path(tmp_path, mon
     (tmp_path / "a=b").mkdir()
     assert named_path("a=b") == NamedPath(None, Path("a=b"))
     assert named_path("real=a=b") == NamedPath("real", Path("a=b"))
-    with pytest.raises(UserError, match="is a URL"):
-        named_path("real=s3://bucket/x")
+    assert named_path("real=s3://bucket/x=y") == NamedPath("real", "s3://bucket/x=y")
+    with pytest.raises(UserError, match="not an address in an object store"):
+        named_path("real=gs://bucket/x")
 
 
 def recipe_of(*names: str):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -58,3 +59,28 @@ def test_latents_and_captions_of_a_sample_go_and_all_others_stay(small_set: Any,
         for file in folder.rglob("*"):
             if file.is_file():
                 assert not any(rows[name].encode() in file.read_bytes() for name in gone), file
+
+
+def test_encoded_data_in_a_bucket_are_refused_before_anything_changes_unless_they_have_none_of_the_samples(
+    s3: Any, small_set: Any, tmp_path: Path, uhr: Any
+) -> None:
+    encoded = tmp_path / "encoded"
+    shutil.copytree(small_set.folder, encoded)
+    shutil.copytree(small_set.manifest.path, tmp_path / "manifest")
+    client, address = boto3.client("s3"), f"s3://{s3.bucket}/encoded"
+    for file in encoded.rglob("*.*"):
+        client.upload_file(str(file), s3.bucket, f"encoded/{file.relative_to(encoded).as_posix()}")
+    shutil.rmtree(encoded)
+    rows = {row["uri"]: row["sample_id"] for row in small_set.manifest.table().to_pylist()}
+    before = _by_uri(address)
+    call = ("manifest", "forget", tmp_path / "manifest", "--in", f"s3://{s3.bucket}", "--ids")
+    code, _, err = uhr(*call, rows["a-square.png"])
+    assert (code, "is encoded data in a bucket, from which no samples can be taken out" in err) == (1, True)
+    assert len(Manifest.open(tmp_path / "manifest").table()) == len(rows)
+    # a rejected image was never encoded, but the slice that was encoded is another one without it
+    code, _, err = uhr(*call, rows["k-turned-down.png"])
+    assert code == 0, err
+    after = EncodedData.open(address).info
+    assert after.id == Manifest.open(address).id != small_set.info.id
+    assert after.manifest.id == Manifest.open(tmp_path / "manifest").id != small_set.manifest.id
+    assert set(_by_uri(address)) == set(before)

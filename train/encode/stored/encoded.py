@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from uhr.base.config import Config, read_versioned
+from uhr.base.config import Config, parse_versioned, read_versioned
 from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
 from uhr.base.locks.run_lock import NAME as LOCK
-from uhr.base.paths import or_similar
+from uhr.base.paths import in_store, or_similar
 from uhr.base.run_folder import FolderLayout
+from uhr.base.store import ObjectStore
 from uhr.manifests.info import FILE as MANIFEST
 from uhr.manifests.info import Part
 from uhr.manifests.parts import LAYOUT as MANIFEST_LAYOUT
@@ -260,10 +261,40 @@ class EncodedInfo(Config):
         return channels, height // self.config.guide, width // self.config.guide
 
 
-def read_encoded(path: Path) -> EncodedInfo:
-    """Read `encoded.json`. Raises UserError if it is missing or of a newer version, or if parts are
-    missing.
+def read_encoded(place: Path | str) -> EncodedInfo:
+    """Read the `encoded.json` of a folder, or at an address in an object store. Raises UserError if it is
+    missing or of a newer version, or if parts are missing.
     """
+    return read_in_store(place)[0] if in_store(place) else _read_folder(Path(place))
+
+
+def read_in_store(address: str) -> tuple[EncodedInfo, dict[str, str]]:
+    """Read encoded data in an object store, as `read_encoded` does. Returns also `SIZE-ETAG` of every object
+    below the address, by name.
+    """
+    store = ObjectStore(address)
+    data, versions = store.read(FILE), store.versions()
+    if data is None:
+        if any(name.startswith(f"{UNITS}/") for name in versions):
+            raise UserError(f"{address} is not fully encoded", "run the same `uhr train encode` again")
+        if MANIFEST in versions:
+            fix = command("train", "encode", address, "--model", "M", "--out", "ENCODED")
+            raise UserError(f"{address} is a manifest that is not encoded", f"`{fix}`, then name ENCODED")
+        raise UserError(f"{address} contains no encoded data", "name the prefix of `uhr train encode --out`")
+    info = parse_versioned(EncodedInfo, data, store.place(FILE), SCHEMA_VERSION, _ENCODE_AGAIN)
+    for part in info.parts:
+        if (found := versions.get(part.path)) is None or found.partition("-")[0] != str(part.bytes):
+            state = "is missing" if found is None else "does not have the size with which it was written"
+            raise UserError(
+                f"{store.place(part.path)} {state}", f"copy the set there again, or {_ENCODE_AGAIN}"
+            )
+    return info, versions
+
+
+_ENCODE_AGAIN = "encode again into another prefix"
+
+
+def _read_folder(path: Path) -> EncodedInfo:
     file = path / FILE
     if not file.is_file():
         if (path / UNITS).is_dir():

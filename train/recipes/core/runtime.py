@@ -20,6 +20,8 @@ class Runtime(Config):
     keep_checkpoints: how many of the newest are kept; of the others their adapters are (`checkpoints.kept`).
     restarts: how often a run of several processes, of which one was killed, begins anew at its last
         checkpoint.
+    data_cache: GiB on the disk of each machine, for all of its processes together, in which row groups of
+        encoded data in an object store are kept; data in a folder are read in place.
     log: where the numbers of `log.jsonl` are written too.
     compile: compile each kind of block once (`torch.compile`).
     quantize: of the frozen weights, by the names of `models.loading.quantize.KINDS`.
@@ -33,6 +35,7 @@ class Runtime(Config):
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)
     restarts: int = Field(2, ge=0)
+    data_cache: int = Field(64, gt=0)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     compile: bool = False
     quantize: Literal["nf4", "int8", "int8wo", "float8wo"] | None = None

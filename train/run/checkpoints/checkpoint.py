@@ -51,6 +51,7 @@ MAY_CHANGE = (
     r"runtime\.checkpoint_every",
     r"runtime\.keep_checkpoints",
     r"runtime\.restarts",
+    r"runtime\.data_cache",
     r"runtime\.log",
     r"validation\..*",
     r"sampling\..*",

@@ -33,7 +33,7 @@ from uhr.train.run.estimate.stored import name_of
 def estimate(
     recipe: RecipeBase,
     model: str | ModelName,
-    data: Sequence[NamedPath | Path],
+    data: Sequence[NamedPath | Path | str],
     on: str | None = None,
     processes: Processes | None = None,
     keep: Collection[str] = (),
