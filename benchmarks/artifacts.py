@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.claims import conclude
 from uhr.base.console import say, table
 from uhr.demo.images import SKIMAGE, ULTRALYTICS
 from uhr.demo.scenes import SCENES
@@ -286,10 +286,7 @@ def main() -> None:
     say(f"\ngrid_z of {count} random crops of {SIDE} px of photographs: {shares}")
     found["grid_z of crops exceeds 2 no more often than a normal variable (2.3 %)"] = alarms[2.0] <= 0.023
     found |= planted(photos) | fast(metrics)
-    say()
-    for claim, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {claim}")
-    sys.exit(0 if all(found.values()) else 1)
+    conclude(found)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import conclude
 from benchmarks.curation.engines import hard_links, header_plan, small_images
 from uhr.base.console import say, table
 
@@ -111,10 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
     table([*head, "driver MiB", "worker MiB"], [_row(*row) for row in rows])
     each = [added for *_, added in rows if added is not None]
     growth = max((later / before for before, later in itertools.pairwise(each)), default=1.0)
-    holds = growth <= MOST_GROWTH
     text = f"an added image costs at most {MOST_GROWTH:g} of those before"
-    say(f"{'holds' if holds else 'FAILS'}  {text}: {growth:.2f}")
-    sys.exit(0 if holds else 1)
+    conclude({f"{text}: {growth:.2f}": growth <= MOST_GROWTH})
 
 
 if __name__ == "__main__":

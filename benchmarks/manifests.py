@@ -29,6 +29,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.claims import Claim
 from uhr.base import parquet
 from uhr.base.console import say, table
 from uhr.curate.stages import example
@@ -70,15 +71,6 @@ class Cost:
     seconds: float
     cpu: float
     gib: float
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, the measured value, and whether it holds; None where it is a comparison without an aim."""
-
-    text: str
-    measured: str
-    holds: bool | None
 
 
 def generate(out: Path, rows: int, previews: Iterable[pa.RecordBatch] | None = None) -> Manifest:

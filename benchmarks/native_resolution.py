@@ -9,15 +9,15 @@ detail is among them: it is no evidence of enlargement and counts as missed.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
+from benchmarks.claims import conclude
 from benchmarks.curation.gray_pass import real_images
-from uhr.base.console import say, table
+from uhr.base.console import table
 from uhr.curate.measures.resolution import upscale_ratio
 from uhr.pixels.decode import decode
 
@@ -82,10 +82,7 @@ def main() -> None:
         f"95 % of native images are below 1.3 ({native:.0%})": native >= 0.95,
         f"80 % of images enlarged twice are above 1.6 ({enlarged:.0%})": enlarged >= 0.8,
     }
-    say()
-    for claim, holds in claims.items():
-        say(f"{'holds' if holds else 'FAILS'}  {claim}")
-    sys.exit(0 if all(claims.values()) else 1)
+    conclude(claims)
 
 
 def _share(values: list[float], low: float, high: float) -> float:

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from benchmarks.claims import Claim
 from uhr.base.console import say, table
 from uhr.curate.stages.frames.geometry import GEOMETRY
 from uhr.curate.stages.frames.header import HEADER
@@ -42,15 +42,6 @@ SHARE = 0.9
 """The least share of the bytes a second of a bare read."""
 
 SIZE, IMAGES, BATCH, ROUNDS = 1024, 48, 2, 15
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, the measured value, and whether it holds."""
-
-    text: str
-    measured: str
-    holds: bool
 
 
 def report(claims: list[Claim]) -> None:

@@ -26,7 +26,8 @@ from diffusers.training_utils import (
 )
 from peft import LoraConfig
 
-from benchmarks.reader import Claim, encoded, report
+from benchmarks.claims import Claim
+from benchmarks.reader import encoded, report
 from uhr.base.console import say, table
 from uhr.models.zoo import ModelName, make_tiny
 from uhr.train.data.reader import EncodedData

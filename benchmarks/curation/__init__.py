@@ -8,9 +8,7 @@ The options are those of `peers.py`.
 
 from __future__ import annotations
 
-import sys
-
-from uhr.base.console import say
+from benchmarks.claims import conclude
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +22,4 @@ def main(arguments: list[str] | None = None) -> None:
         found[f"{measured.text}: {measured.measured}"] = measured.holds
     found |= guards.claims(guards.options([]))
     found |= peers.claims(options)
-    say()
-    for text, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {text}")
-    sys.exit(0 if all(found.values()) else 1)
+    conclude(found)

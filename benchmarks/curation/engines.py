@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.claims import Claim
 from uhr.base.console import say, table
 from uhr.curate.config import PipelineConfig, load
 from uhr.curate.planning.plan import CurationPlan
@@ -39,15 +39,6 @@ HEADER_PER_SECOND = 20_000
 RAY_SHARE = 0.85
 LOCAL_SECONDS = 75.0
 """Target time of one local run, estimated from two short ones: the claim is about runs of over a minute."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, the measured value, and whether it holds."""
-
-    text: str
-    measured: str
-    holds: bool
 
 
 def header_only(rounds: int = 3) -> Claim:

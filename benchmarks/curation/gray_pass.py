@@ -12,7 +12,6 @@ bit and to 1e-9, and exposure and sharpness with them; the preview is not counte
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +25,8 @@ import numpy as np
 from PIL import Image
 from skimage.measure import shannon_entropy
 
-from uhr.base.console import say, table
+from benchmarks.claims import conclude
+from uhr.base.console import table
 from uhr.curate.measures import gray_pass
 from uhr.demo.scenes import SCENES
 from uhr.pixels.decode import decode
@@ -203,11 +203,7 @@ def claims() -> dict[str, bool]:
 
 def main() -> None:
     """Print the table and whether each claim holds; exit code 1 if one does not."""
-    found = claims()
-    say()
-    for claim, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {claim}")
-    sys.exit(0 if all(found.values()) else 1)
+    conclude(claims())
 
 
 if __name__ == "__main__":

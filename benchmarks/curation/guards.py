@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.claims import conclude
 from benchmarks.curation.gray_pass import real_images
 from benchmarks.curation.peers import GUARDS
 from uhr.base.console import say, table
@@ -145,10 +146,7 @@ def claims(given: argparse.Namespace) -> dict[str, bool]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table and whether each claim holds; exit code 1 if one does not."""
-    found = claims(options([] if arguments is None else arguments))
-    for text, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {text}")
-    sys.exit(0 if all(found.values()) else 1)
+    conclude(claims(options([] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

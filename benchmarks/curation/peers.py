@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uhr.base.console import say, table
+from benchmarks.claims import conclude
+from uhr.base.console import table
 from uhr.base.errors import UserError
 
 _RUN = """
@@ -213,10 +214,7 @@ def claims(given: argparse.Namespace) -> dict[str, bool]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table and whether each claim holds; exit code 1 if one does not."""
-    found = claims(options([] if arguments is None else arguments))
-    for text, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {text}")
-    sys.exit(0 if all(found.values()) else 1)
+    conclude(claims(options([] if arguments is None else arguments)))
 
 
 def _of_the_demo(scratch: Path) -> Path:

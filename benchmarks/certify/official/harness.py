@@ -160,6 +160,20 @@ def called(driver, pipe, job, recorder, noise):
         return driver.generate(pipe, job, recorder.callback)
 
 
+def one_image(pipe, job, callback, **own):
+    """Call a pipeline that takes what diffusers' own takes, with values of the job and some of its own."""
+    return pipe(
+        job["prompt"],
+        height=job["height"],
+        width=job["width"],
+        guidance_scale=job["guidance"],
+        num_inference_steps=job["steps"],
+        max_sequence_length=512,
+        callback_on_step_end=callback,
+        **own,
+    )
+
+
 def measured(device, function):
     """Return what the function returns, its seconds, and the peak of memory in bytes: of the GPU during the
     call, of this process so far on a CPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.certify.official.harness import dtype_of, imported
+from benchmarks.certify.official.harness import dtype_of, imported, one_image
 
 
 def load(job):
@@ -23,13 +23,4 @@ def load(job):
 
 def generate(pipe, job, callback):
     """One image. The plain decoder: that in partitions, the default, is shifted by a pixel."""
-    return pipe(
-        job["prompt"],
-        height=job["height"],
-        width=job["width"],
-        guidance_scale=job["guidance"],
-        num_inference_steps=job["steps"],
-        max_sequence_length=512,
-        partitioned=False,
-        callback_on_step_end=callback,
-    )
+    return one_image(pipe, job, callback, partitioned=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.certify.official.harness import dtype_of, imported
+from benchmarks.certify.official.harness import dtype_of, imported, one_image
 
 
 def load(job, dtype=None):
@@ -20,14 +20,4 @@ def load(job, dtype=None):
 
 def generate(pipe, job, callback):
     """One image."""
-    return pipe(
-        job["prompt"],
-        height=job["height"],
-        width=job["width"],
-        guidance_scale=job["guidance"],
-        num_inference_steps=job["steps"],
-        max_sequence_length=512,
-        ntk_factor=10,
-        proportional_attention=True,
-        callback_on_step_end=callback,
-    )
+    return one_image(pipe, job, callback, ntk_factor=10, proportional_attention=True)
