@@ -183,6 +183,22 @@ def test_a_narrow_dark_window_can_be_read(open_page, browser):
         assert page.faults == []
 
 
+def test_a_wide_table_scrolls_in_its_own_box_in_a_narrow_window(open_page, browser):
+    edges = """((box, names) => [box, names[0], names.at(-1)].map((one) => one.getBoundingClientRect()).map(
+        (one) => [one.left, one.right]))(document.querySelector('#differences').parentElement,
+        [...document.querySelectorAll('#differences thead th')])"""
+    with browser.page(390, 844) as page:
+        open_page(page)
+        box, first, last = page.run(edges)
+        assert last[1] > box[1]
+        assert not page.is_wider_than_its_window()
+        page.run("document.querySelector('#differences').parentElement.scrollLeft = 1e4")
+        (_, names, last), start = page.run(edges), first
+        assert box[0] <= last[0] < last[1] <= box[1]
+        # the names of the rows stay in sight
+        assert names == start
+
+
 TRANSFORMS = "[...document.querySelectorAll('.pane img')].map((one) => one.style.transform)"
 
 
