@@ -1,4 +1,4 @@
-"""Confidence intervals over prompts: by resampling, and by leaving groups of them out.
+"""Confidence intervals over prompts: by resampling, by leaving groups of them out, and of shares.
 
 Prompts are resampled, not images: the images of one prompt (several seeds) stay together, since they are not
 independent. Two methods are compared over the same resampled prompts (paired bootstrap).
@@ -6,6 +6,7 @@ independent. Two methods are compared over the same resampled prompts (paired bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -30,7 +31,7 @@ Mean = Literal["arithmetic", "harmonic"]
 
 
 class Interval(NamedTuple):
-    """A mean with its percentile bootstrap interval; both ends are None with fewer than two prompts."""
+    """A value with its interval; of a mean, both ends are None with fewer than two prompts."""
 
     value: float
     low: float | None
@@ -121,6 +122,17 @@ def difference(
         return Difference(value, None, None, wins, count)
     low, high = _ends(found[:, 1] - found[:, 0])
     return Difference(value, low, high, wins, count)
+
+
+def share_interval(count: int, total: int) -> Interval:
+    """Return the share count / total, total >= 1, with Wilson's score interval, which has a width also where
+    the share is 0 or 1 (Wilson, JASA 22, 1927, 209-212).
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, scale = count / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def groups_of(prompts: np.ndarray) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from uhr.train.evaluate.bootstrap import (
     interval,
     jackknife_difference,
     jackknife_interval,
+    share_interval,
     student,
 )
 
@@ -97,6 +98,14 @@ def test_the_jackknife_of_means_is_students_interval_of_paired_differences():
 def test_students_factor_is_that_of_scipy():
     for degrees in (2, 3, 5, 19):
         assert student(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=0.01)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 6), (6, 6), (1, 1), (3, 20), (140, 200)])
+def test_the_interval_of_a_share_is_that_of_scipy_and_never_has_no_width(count, total):
+    found = share_interval(count, total)
+    expected = scipy.stats.binomtest(count, total).proportion_ci(0.95, method="wilson")
+    assert tuple(found) == pytest.approx((count / total, *expected))
+    assert found.high - found.low > 0.1
 
 
 def test_the_images_of_a_prompt_are_in_one_group():

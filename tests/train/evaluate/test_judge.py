@@ -52,12 +52,21 @@ def test_a_judge_that_looks_is_counted_in_both_orders_and_questioned_once(two, u
     assert code == 0, err
     found = {each["question"]: each for each in facts["preferences"]}
     assert (found["quality"]["first"], found["quality"]["second"], found["quality"]["ties"]) == (6, 0, 0)
-    assert (found["quality"]["share"], found["quality"]["low"], found["quality"]["high"]) == (0, 0, 0)
-    assert (found["aesthetics"]["ties"], found["aesthetics"]["share"]) == (6, 0.5)
+    assert (found["quality"]["share"], found["quality"]["decided"], found["quality"]["low"]) == (0, 0, 0)
+    # six of six are no proof that all would be
+    assert 0.3 < found["quality"]["high"] < 0.5
+    # ties do not decide, and have no interval
+    ties = found["aesthetics"]
+    assert (ties["ties"], ties["share"], ties["decided"], ties["low"]) == (6, 0.5, None, None)
     assert (facts["contradictions"], facts["first_share"], facts["unanswered"]) == (0, 0.5, 0)
     assert len(chat.requests) == 6 * 3 * 2
     assert [image.size for image in images(chat.requests[0])] == [(96, 80)] * 4
     assert judge(uhr, chat)[1] == facts
+    said = uhr("eval", "judge", "sharp", "blurred", "--server", chat.url, "--out", "j")[1].splitlines()
+    (quality,) = [line for line in said if line.startswith("quality")]
+    (aesthetics,) = [line for line in said if line.startswith("aesthetics")]
+    assert "0 % [0, 39]" in quality
+    assert "no prompt decided" in aesthetics
     assert len(chat.requests) == 36
 
 

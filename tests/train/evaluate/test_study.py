@@ -70,6 +70,7 @@ def test_several_voters_are_averaged_per_prompt(study, uhr):
     lefts = sum(pair["first_is_left"] for pair in study["rows"])
     assert (quality["first"], quality["second"], quality["n"]) == (lefts, 4 - lefts, 4)
     assert quality["share"] == pytest.approx((lefts / 3 + (4 - lefts) * 2 / 3) / 4)
+    assert quality["decided"] == (4 - lefts) / 4
 
 
 def test_mistakes_are_one_line(study, uhr):

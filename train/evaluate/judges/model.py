@@ -183,13 +183,12 @@ def _facts(job: JudgeJob, asks: Sequence[_Ask]) -> dict[str, Any]:
         scores = [_score(both["ab"]), 1 - _score(both["ba"])]
         contradictions += {*scores} == {0.0, 1.0}
         decisions.append(Decision(row, question, scores[0] if scores[0] == scores[1] else 0.5))
-    info = job.found.arms[0].info
     return {
         "schema_version": SCHEMA_VERSION,
         "arms": [arm.name for arm in job.arms],
-        "protocol": info.protocol.id,
+        "protocol": job.found.arms[0].info.protocol.id,
         "model": job.server.model,
-        "preferences": [each._asdict() for each in preferences(decisions, info.seed, info.resamples)],
+        "preferences": [each._asdict() for each in preferences(decisions)],
         "contradictions": contradictions,
         "first_share": first / named if named else None,
         "unanswered": len(asks) - sum(map(len, choices.values())),

@@ -32,8 +32,9 @@ class Decision(NamedTuple):
 class Preference(NamedTuple):
     """The decisions on one question.
 
-    first, second, ties: numbers of prompts. share: the mean score of the second result, ties as half, with
-    its interval over prompts. n: prompts.
+    first, second, ties: numbers of prompts. share: the mean score of the second result, ties as half.
+    decided: the share of the prompts that are no tie on which the second result is better, with Wilson's
+    interval over prompts; None if all are ties, which say nothing on which result is better. n: prompts.
     """
 
     question: str
@@ -41,38 +42,37 @@ class Preference(NamedTuple):
     second: int
     ties: int
     share: float
+    decided: float | None
     low: float | None
     high: float | None
     n: int
 
 
-def preferences(decisions: Sequence[Decision], seed: int, resamples: int) -> list[Preference]:
+def preferences(decisions: Sequence[Decision]) -> list[Preference]:
     """Count the decisions on each question.
 
-    Several decisions on a prompt, of several people, are averaged; the interval is over prompts.
+    Several decisions on a prompt, of several people, are averaged; the interval is over prompts. A bootstrap
+    would have no width where all prompts agree, be they three or three hundred.
     """
-    import numpy as np
-
     found = []
     for question in dict.fromkeys(each.question for each in decisions):
         own = [each for each in decisions if each.question == question]
-        scores = np.array([each.score for each in own])
-        share = bootstrap.interval(
-            scores, np.array([each.row for each in own]), "arithmetic", seed, resamples
-        )
         by_row: dict[int, list[float]] = {}
         for each in own:
             by_row.setdefault(each.row, []).append(each.score)
         means = [sum(each) / len(each) for each in by_row.values()]
+        first, second = sum(mean < 0.5 for mean in means), sum(mean > 0.5 for mean in means)
+        decided = bootstrap.share_interval(second, first + second) if first + second else None
         found.append(
             Preference(
                 question=question,
-                first=sum(mean < 0.5 for mean in means),
-                second=sum(mean > 0.5 for mean in means),
-                ties=sum(mean == 0.5 for mean in means),
-                share=share.value,
-                low=share.low,
-                high=share.high,
+                first=first,
+                second=second,
+                ties=len(means) - first - second,
+                share=sum(each.score for each in own) / len(own),
+                decided=None if decided is None else decided.value,
+                low=None if decided is None else decided.low,
+                high=None if decided is None else decided.high,
                 n=len(means),
             )
         )
@@ -84,11 +84,13 @@ def print_preferences(facts: Mapping[str, Any]) -> None:
     one, other = facts["arms"]
     rows = []
     for each in facts["preferences"]:
-        ends = "" if each["low"] is None else f" [{100 * each['low']:.0f}, {100 * each['high']:.0f}]"
+        decided = "no prompt decided"
+        if each["decided"] is not None:
+            shares = [f"{100 * each[name]:.0f}" for name in ("decided", "low", "high")]
+            decided = f"{shares[0]} % [{shares[1]}, {shares[2]}]"
         counts = (each["first"], each["ties"], each["second"])
-        rows.append([each["question"], *counts, f"{100 * each['share']:.0f} %{ends}", each["n"]])
-    table(
-        ("question", f"{one} better", "tie", f"{other} better", f"{other} preferred, 95% interval", "n"), rows
-    )
+        rows.append([each["question"], *counts, f"{100 * each['share']:.0f} %", decided, each["n"]])
+    head = ("question", f"{one} better", "tie", f"{other} better", f"{other}, ties as half")
+    table((*head, f"{other} where decided, {bootstrap.LEVEL:.0%} interval", "n"), rows)
     if facts.get("unanswered"):
         say(f"{facts['unanswered']} questions have no usable answer and are not counted")

@@ -49,8 +49,6 @@ class StudyKey(Config):
     id: str
     arms: tuple[str, str]
     protocol: str
-    seed: int
-    resamples: int
     rows: tuple[StudyRow, ...]
 
 
@@ -95,8 +93,6 @@ def write_study(found: Comparison, out: Path, rows: Sequence[int], seed: int) ->
         id=fingerprint([hashes, [pair.model_dump() for pair in pairs]])[:16],
         arms=(one.name, other.name),
         protocol=one.info.protocol.id,
-        seed=one.info.seed,
-        resamples=one.info.resamples,
         rows=pairs,
     )
     with saving(out, "free space there, or name another folder"):
@@ -168,7 +164,7 @@ def read_votes(out: Path, files: Sequence[Path]) -> dict[str, Any]:
         "protocol": key.protocol,
         "voters": len(voters),
         "votes": len(decisions),
-        "preferences": [each._asdict() for each in preferences(decisions, key.seed, key.resamples)],
+        "preferences": [each._asdict() for each in preferences(decisions)],
     }
 
 
