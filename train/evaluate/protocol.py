@@ -196,7 +196,8 @@ def load(name: str, sets: list[str] | None = None) -> LoadedProtocol:
     """Load a protocol by name, or from a YAML file, and change single values (`path=value`).
 
     A file may begin with `extends: NAME`: it then contains only the keys that differ. With prompts of its
-    own it has neither the number of images nor the papers' values of the other. Raises UserError if
+    own it has neither the number of images nor the papers' values of the other. Unless it has an `about` of
+    its own, that says what differs from the other. Raises UserError if
     there is no such protocol, or if it is invalid.
     """
     path = _path_of(name)
@@ -240,4 +241,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if isinstance(prompts, dict) and prompts.get("file") and "prompts" not in tree:
         # relative to the file that names it
         found["prompts"] = {**prompts, "file": str(below.parent / user_path(prompts["file"]))}
+    if "about" not in tree:
+        # what is said of the other is not true of this one
+        differs = ", ".join(key for key in tree if key != "name")
+        found["about"] = f"{found['name']} with other {differs}" if differs else f"{found['name']}"
     return {**found, **tree}

@@ -302,6 +302,11 @@ def test_mistakes_are_one_line_before_anything_runs(file, uhr):
         assert (code, says in last) == (1, True), err
         assert "Traceback" not in err
         assert not Path("out").exists()
+    # a value that its recipe does not take, with file and arm
+    code, _, err = uhr(*given(file(arm={"set": ["trainable.rnk=8"]})))
+    assert code == 1
+    assert err.splitlines()[-1].startswith("uhr: experiment.yaml, arm 'trained': ")
+    assert "rnk" in err.splitlines()[-1]
     code, _, err = uhr(*given(file(), "--device", "cpu,tpu"))
     assert (code, "'tpu'" in err, Path("out").exists()) == (1, True, False), err
     code, _, err = uhr(*given(file(), "--to", "word"))

@@ -117,6 +117,36 @@ def test_data_without_embeddings_are_not_called_free_of_overlap(protocol, folder
     assert "not compared by embedding: the data lack what is compared" in out
 
 
+def test_an_experiment_with_another_clip_model_compares_again_and_scores_nothing_again(
+    protocol, folder, uhr, clip, tiny_flux
+):
+    source = folder("trained", range(20, 22))
+    (source / "0000.txt").write_text("two lakes")
+    Path("p.yaml").write_text("name: p\nstages: [header, decode, phash]\nrules: {}\n")
+    assert uhr("curate", "run", "p.yaml", "--source", source, "--out", "set", "--workers", 0)[0] == 0
+    Path("one.txt").write_text("a lake\n")
+    changes = {"size": "64x64", "references": {"kind": "none"}, "prompts": {"file": "one.txt"}}
+    arm = {"model": str(tiny_flux), "sampler": "euler", "steps": 1, "trained_on": ["set"]}
+    tree = {"name": "tried", "protocol": str(protocol(metrics=BRIGHTNESS, **changes)), "arms": {"plain": arm}}
+    given = ("eval", "experiment", "e.yaml", "--out", "out", "--device", "cpu", "--workers", 0)
+
+    def commands(**keys):
+        Path("e.yaml").write_text(json.dumps(tree | keys))
+        code, out, err = uhr(*given)
+        assert code == 0, err
+        overlap = json.loads(Path("out/results.json").read_text())["arms"]["plain"]["overlap"]
+        return [line.split()[1:4] for line in out.splitlines() if line.startswith("$")], overlap["clip"]
+
+    assert commands() == ([["uhr", "eval", "generate"], ["uhr", "eval", "run"]], None)
+    scored = Path("scored").read_text()
+    again, weights = commands(clip=str(clip))
+    assert again == [["uhr", "eval", "run"]]
+    assert weights is not None
+    assert commands(clip=str(clip)) == ([], weights)
+    assert commands() == ([["uhr", "eval", "run"]], None)
+    assert Path("scored").read_text() == scored
+
+
 def test_rows_of_the_data_without_hashes_are_not_called_free_of_overlap(protocol, folder, score, uhr):
     """One set was decoded, and of another only the headers were read."""
     sources = {"whole": folder("one", [10]), "headers": folder("two", [11, 12])}

@@ -81,6 +81,10 @@ def test_a_file_extends_a_protocol_and_finds_its_prompts():
     assert found.protocol.size == (1024, 512)
     assert len(items) == found.protocol.prompts.count == 64
     assert digest(items) != digest(read_items(protocols.load("uhr-default")))
+    # what the other is about is not said of this one
+    assert found.protocol.about == "uhr-default with other size"
+    Path("mine.yaml").write_text("extends: uhr-default\nname: mine\nabout: my own\nsize: 1024x512\n")
+    assert protocols.load("mine.yaml").protocol.about == "my own"
 
 
 def test_each_prompt_has_an_item_per_seed(protocol):

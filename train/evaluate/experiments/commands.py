@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uhr.base.files import user_path
 from uhr.train.evaluate.experiments.file import Experiment, ExperimentArm
-from uhr.train.recipes import resolve
 from uhr.train.recipes.core.base import RecipeBase
 
 Command = tuple[str, ...]
@@ -75,13 +73,13 @@ class ArmRun:
 
 
 def runs(experiment: Experiment, out: Path) -> list[ArmRun]:
-    """The arms with their training seeds, in order. Raises UserError if a recipe cannot be made."""
+    """The arms with their training seeds, in order."""
     found = []
     for name, arm in experiment.arms.items():
         for seed in experiment.seeds_of(name):
             place = out / ARMS / name
             place = place if seed is None else place / f"seed-{seed}"
-            found.append(ArmRun(name, arm, seed, place, _recipe(arm, seed)))
+            found.append(ArmRun(name, arm, seed, place, arm.resolved(seed)))
     return found
 
 
@@ -92,26 +90,12 @@ def steps(experiment: Experiment, run: ArmRun, machine: Machine) -> list[Step]:
     return [_generate(experiment, run, machine), _score(experiment, run, machine)]
 
 
-def _recipe(arm: ExperimentArm, seed: int | None) -> RecipeBase | None:
-    if arm.recipe is None:
-        return None
-    name, config = _named(arm.recipe)
-    return resolve(name, config, [*arm.set, f"seed={seed}"])
-
-
-def _named(recipe: str) -> tuple[str | None, Path | None]:
-    """A recipe as the name or the file of the two options that take one."""
-    is_file = Path(recipe).suffix in (".yaml", ".yml")
-    return (None, user_path(recipe)) if is_file else (recipe, None)
-
-
 def _train(run: ArmRun, recipe: RecipeBase, machine: Machine) -> Step:
     from uhr.train.run.checkpoints import checkpoint
     from uhr.train.run.job import has_begun
 
     arm = run.arm
-    assert arm.recipe is not None
-    name, config = _named(arm.recipe)
+    name, config = arm.named_recipe
     device = [] if machine.device == "auto" else [f"runtime.device={machine.device}"]
 
     def is_done() -> bool:
@@ -148,7 +132,7 @@ def _evaluate(experiment: Experiment, run: ArmRun, recipe: RecipeBase, machine: 
         *_place(machine),
         *("--out", out),
     )
-    return Step(command, (out / FILE).is_file)
+    return Step(command, lambda: (out / FILE).is_file() and _is_compared(experiment, run))
 
 
 def _generate(experiment: Experiment, run: ArmRun, machine: Machine) -> Step:
@@ -189,7 +173,17 @@ def _score(experiment: Experiment, run: ArmRun, machine: Machine) -> Step:
         *_place(machine),
         *("--out", run.result),
     )
-    return Step(command, (run.result / FILE).is_file)
+    return Step(command, lambda: (run.result / FILE).is_file() and _is_compared(experiment, run))
+
+
+def _is_compared(experiment: Experiment, run: ArmRun) -> bool:
+    """Whether a finished result was compared with its training data by the model that the experiment names.
+    If it was not, its command compares again, and scores nothing again.
+    """
+    from uhr.train.evaluate.result import open_result
+
+    overlap = open_result(run.result).info.overlap
+    return overlap is None or overlap.get("clip_place") == experiment.clip
 
 
 def _protocol(experiment: Experiment) -> list[object]:

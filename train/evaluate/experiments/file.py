@@ -12,6 +12,8 @@ from uhr.base.config import Config, apply_sets, build, read_yaml
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.loading.opening import ModelName
+from uhr.train.recipes import resolve
+from uhr.train.recipes.core.base import RecipeBase
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -51,6 +53,19 @@ class ExperimentArm(Config):
     @property
     def named(self) -> ModelName:
         return ModelName(self.model, self.spec, self.base)
+
+    @property
+    def named_recipe(self) -> tuple[str | None, Path | None]:
+        """The recipe as the name or the file of the two options that take one."""
+        if self.recipe is None or Path(self.recipe).suffix not in (".yaml", ".yml"):
+            return self.recipe, None
+        return None, user_path(self.recipe)
+
+    def resolved(self, seed: int | None) -> RecipeBase | None:
+        """The recipe with `set` and a training seed; None if nothing is trained. Raises UserError if it
+        cannot be made.
+        """
+        return None if self.recipe is None else resolve(*self.named_recipe, [*self.set, f"seed={seed}"])
 
     @property
     def sampler_options(self) -> dict[str, Any]:
@@ -122,8 +137,14 @@ class Experiment(Config):
 
 
 def read(path: Path) -> Experiment:
-    """Read the file of an experiment. Raises UserError if it is not one."""
+    """Read the file of an experiment. Raises UserError if it is not one, or if a recipe cannot be made."""
     path = user_path(path)
     if not path.is_file():
         raise UserError(f"the experiment {path} does not exist", "name its YAML file")
-    return build(Experiment, read_yaml(path), str(path))
+    found = build(Experiment, read_yaml(path), str(path))
+    for name, arm in found.arms.items():
+        try:
+            arm.resolved(found.seeds[0])
+        except UserError as error:
+            raise UserError(f"{path}, arm '{name}': {error.what}", error.fix, error.give) from error
+    return found

@@ -51,7 +51,7 @@ class Overlap:
         near: those whose embedding is near that of a trained image; None without references or a CLIP model,
             or where the data have no embeddings.
         prompt_count, reference_count: how many different ones there were to compare.
-        clip: the hash of the CLIP model's weights; None without one.
+        clip: the hash of the CLIP model's weights, and clip_place how it was named; None without one.
     """
 
     training: tuple[dict[str, Any], ...]
@@ -64,6 +64,7 @@ class Overlap:
     prompt_count: int
     reference_count: int
     clip: str | None
+    clip_place: str | None
 
     def facts(self) -> dict[str, Any]:
         """The overlap for `result.json`: numbers, and the first names of each kind."""
@@ -82,6 +83,7 @@ class Overlap:
             "radius": RADIUS,
             "least_cosine": LEAST,
             "clip": self.clip,
+            "clip_place": self.clip_place,
             **{
                 name: None if found is None else {"count": len(found), "names": list(found[:MOST_NAMED])}
                 for name, found in kinds.items()
@@ -217,6 +219,7 @@ def compare(
         prompt_count=len(prompts),
         reference_count=0 if references is None else len(references.distinct),
         clip=None if clip is None else clip.weights_hash,
+        clip_place=training.clip,
     )
 
 
