@@ -7,6 +7,7 @@ or a stage over the set, from a DuckDB table, which spills to disk.
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def during_run(source: Source, out: Path, again: bool = False) -> Source:
     store = None if mirror is None else f"{mirror.address.removesuffix(UNITS)}{FETCHED}"
     earlier = dict.fromkeys(i.fetched for i in earlier_files.origins(out / UNITS) if i.fetched is not None)
     folder = path_text(out.absolute() / FETCHED)
-    files = FetchedFiles(folder=folder, store=store, earlier=tuple(earlier), again=again)
+    this_run = uuid.uuid4().hex if again else ""
+    files = FetchedFiles(folder=folder, store=store, earlier=tuple(earlier), again=this_run)
     return with_stores(source.spooled(files), out / UNITS)
 
 

@@ -195,14 +195,14 @@ class FetchedFiles(Config):
 
     folder: of this machine. store: an address in an object store that several machines share; `folder` then
     has only what each of them needs for itself. earlier: folders or addresses of unfinished runs, from which
-    files are taken over. again: whether what could not be fetched is tried again. name: the folder in each of
-    these that has the files of one of several sources.
+    files are taken over. again: a name of this run, if it tries again, once, what could not be fetched before
+    it. name: the folder in each of these that has the files of one of several sources.
     """
 
     folder: str
     store: str | None = None
     earlier: tuple[str, ...] = ()
-    again: bool = False
+    again: str = ""
     name: str = ""
 
     def within(self, name: str) -> FetchedFiles:

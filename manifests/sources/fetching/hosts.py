@@ -122,12 +122,27 @@ class Machines:
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Generator[None]:
-    """Hold a lock that one process or thread has at a time."""
+def locked(file: Path, lasting: bool = True) -> Generator[None]:
+    """Hold a lock that one process or thread has at a time. lasting: whether its file stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    handle = -1
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while handle < 0 or not (lasting or _is_of(handle, file)):
+            if handle >= 0:
+                os.close(handle)  # whoever had the lock has removed the file
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+        if not lasting:
+            file.unlink(missing_ok=True)
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _is_of(handle: int, file: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False

@@ -1,5 +1,5 @@
 """What was fetched over a network during a run, in a folder or an object store: each URL is fetched once, by
-any process.
+any process of a machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import json
 import os
 import tempfile
-import threading
 import time
 import urllib.parse
 from collections import deque
@@ -19,7 +18,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from weakref import WeakValueDictionary
 
 from uhr.base.files import atomic, sha256_file, write_json
 from uhr.base.paths import in_store, text_path
@@ -63,11 +61,9 @@ class Spool:
             self.folder = Path(self._copies.name)
         # of all sources of the run; what a robots.txt says may depend on the options of one
         self.hosts = Hosts(shared / "hosts", options.per_host, machines)
+        self._locks = shared / files.name / "locks"
         self._robots_texts = shared / files.name / "robots"
-        self._urls: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        self._urls_lock = threading.Lock()
         self._failed: dict[str, Mapping[str, Any]] = {}
-        self._again: set[str] = set()
         self._held: deque[Path] = deque()
 
     def forget(self, urls: Iterable[str]) -> None:
@@ -79,12 +75,13 @@ class Spool:
         """Fetch a URL, unless its answer is here. Returns the facts of the answer, by the columns of
         the stage `fetch`, with `fault` or `opt_out` if there is no body.
         """
-        with self._urls_lock:
-            own = self._urls.setdefault(url, threading.Lock())
-        # a list may have a URL in several rows, which threads fetch at the same time
-        with own:
+        here = self._here(url)
+        if here is not None and not self._is_tried_again(here):
+            return here
+        # a list may have a URL in several rows, which threads and processes fetch at the same time
+        with locked(self._locks / self._name(url, ".lock"), lasting=False):
             known = self._known(url)
-            if known is not None and not self._tries_again(url, known):
+            if known is not None and not self._is_tried_again(known):
                 return known
             if url not in self._failed:
                 found = self._fetch(url, self._file(url))
@@ -94,11 +91,17 @@ class Spool:
                 self._failed[url] = {**_facts(found), "transient": True}
             return self._failed[url]
 
+    def _here(self, url: str) -> Mapping[str, Any] | None:
+        """Return the facts of an answer that is in the folder."""
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads(self._file(url).read_bytes())
+        return None
+
     def _known(self, url: str) -> Mapping[str, Any] | None:
         """Return the facts of an answer that is here, in the store, or in an earlier run."""
-        facts = self._file(url)
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads(facts.read_bytes())
+        here, facts = self._here(url), self._file(url)
+        if here is not None:
+            return here
         data = None if self._store is None else self._store.read(self._name(url))
         if data is None:
             return self._earlier(url, facts)
@@ -106,12 +109,10 @@ class Spool:
             temporary.write_bytes(data)
         return json.loads(data)
 
-    def _tries_again(self, url: str, known: Mapping[str, Any]) -> bool:
-        """Whether a URL that could not be fetched is fetched again; once by each process."""
-        if not self.files.again or known["fault"] is None or url in self._again:
-            return False
-        self._again.add(url)
-        return True
+    def _is_tried_again(self, known: Mapping[str, Any]) -> bool:
+        """Whether an answer is one of an earlier run that could not fetch the URL, which this run tries."""
+        again = self.files.again
+        return bool(again) and known["fault"] is not None and known.get("run") != again
 
     def body(self, url: str) -> Path:
         """Return the file with the body of an answer, which `fetch` has found. Raises StoreError if the store
@@ -201,7 +202,7 @@ class Spool:
         with body, self.hosts.holding() as take:
             found = get(replace(request, take=take), cast(BinaryIO, body))
             if not found.transient:
-                tree = {**_facts(found), "obeyed": self.options.obey}
+                tree = {**_facts(found), "obeyed": self.options.obey, "run": self.files.again}
                 if found.whole:
                     body.flush()
                     # a link, as the temporary name is deleted; another process may have been faster, or an

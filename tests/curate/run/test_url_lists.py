@@ -227,6 +227,32 @@ def test_a_download_that_failed_is_tried_again_on_request(
     assert (again["reason"], again["http_status"], again["error"]) == ("duplicates", 200, None)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_still_fails_when_it_is_tried_again_is_requested_once(
+    site, pipeline, tmp_path, uhr, stop_before_commit, finished
+):
+    """By any of the workers: each has a unit with the URL."""
+    url = f"{site.address}/missing,480,320,,CC0"
+    (tmp_path / "list.csv").write_text("\n".join(["url,width,height,caption,license", *[url] * 4]))
+    words = ("curate", "run", pipeline, "--engine", "local", "--set", "unit=1", "--out")
+    out = tmp_path / "out"
+    if finished:
+        assert uhr(*words, out, "--workers", 0)[0] == 0
+    else:
+        stop_before_commit(*words, out, "--workers", 0)
+    site.requests.clear()
+    site.delay = 0.3  # so that the workers ask at the same time
+    try:
+        more = (tmp_path / "2", "--reuse", out) if finished else (out,)
+        code, _, errors = uhr(*words, *more, "--retry", "download", "--workers", 2)
+    finally:
+        site.delay = 0.0
+    assert code == 0, errors
+    assert site.requests["/missing"] == 1
+    rows = Manifest.open(tmp_path / "2" if finished else out).table().to_pylist()
+    assert {row["error"] for row in rows} == {"header: HTTP 404 Not Found"}
+
+
 @pytest.mark.parametrize("name", ["pd12m", "pd3m"])
 def test_the_sizes_in_a_published_list_select_before_a_byte_is_fetched(
     site, documents, tmp_path, uhr, monkeypatch, name

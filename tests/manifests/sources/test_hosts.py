@@ -66,6 +66,19 @@ def test_the_sources_of_a_run_share_the_places_of_a_host(site, tmp_path):
     assert site.most_at_once == 1
 
 
+def test_a_url_that_several_processes_want_is_fetched_once(site, tmp_path):
+    """Each has a source of its own, as processes do, and opens the files of locks anew."""
+    urls = [f"{site.address}/{number}.jpg" for number in range(3)]
+    site.images.update({f"/{number}.jpg": b"x" for number in range(3)})
+    site.delay = 0.1
+    sources = [listed(tmp_path, *urls, concurrency=4, per_host=4, obey=False) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda source: source.prefetch([{"uri": url} for url in urls]), sources))
+    assert {source.open({"uri": url}).read() for source in sources for url in urls} == {b"x"}
+    assert dict(site.requests) == {f"/{number}.jpg": 1 for number in range(3)}
+    assert not list((tmp_path / "spool").rglob("*.lock"))
+
+
 def test_machines_that_fetch_into_one_store_divide_the_places_of_a_host(site, tmp_path, s3, monkeypatch):
     monkeypatch.setattr("uhr.manifests.sources.fetching.hosts.COUNTED_AGAIN", 0.0)
     urls = [f"{site.address}/{number}.jpg" for number in range(12)]
