@@ -112,7 +112,7 @@ def run(
     pool = Pool.of(engine, workers, address)
     config = load(pipeline, sets or [])
     images = source_of(source, config.sources, pipeline)
-    config = fetching(config, images.obeys) if images.fetches else config
+    config = fetching(config, images.obeys) if images.gives_evidence else config
     if sample is not None and limit is not None:
         raise UserError("--limit and --sample are both set", "leave one of them out")
     if seed is not None and sample is None:
@@ -289,7 +289,7 @@ def _show_whole(pipeline: str, source: str | None, sets: list[str], as_json: boo
     if images is None:
         plan_of(fetching(config), False, SOURCES)
     else:
-        whole = fetching(config, images.obeys) if images.fetches else config
+        whole = fetching(config, images.obeys) if images.gives_evidence else config
         plan_of(whole, False, images.columns)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     console.emit(tree, as_json, lambda _: console.say(text.rstrip()))

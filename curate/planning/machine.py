@@ -93,7 +93,7 @@ def _samples(source: Source, plan: UnitPlan) -> tuple[tuple[Item, ...], tuple[It
     for unit in sorted({number * plan.count // UNITS for number in range(UNITS)} if plan.count else ()):
         for each in plan.items(unit).slice(0, TRIED).to_pylist():
             name = each.get(SOURCE_NAME.name)
-            if source.part(each).fetches:
+            if source.fetches_item(each):
                 # what a source fetches is fetched once, and not for a check
                 lane, own = source.lane(each), hosts.setdefault(name, {})
                 if lane is not None and each.get("fault") is None and len(own) < HOSTS:

@@ -104,7 +104,7 @@ class UnitImages:
 
     def are_prefetched(self, index: int) -> bool:
         """Whether `prefetch` fetches the bytes of a row, and records for its host whether it could."""
-        return self._source.fetches and self._source.part(self._rows[index]).fetches
+        return self._source.fetches and self._source.fetches_item(self._rows[index])
 
     def not_left(self, indices: Sequence[int]) -> list[int]:
         """Return the rows that are not left undone."""

@@ -196,7 +196,7 @@ def _suggest_stated_sizes(plan: CurationPlan, listing: Listing) -> None:
     """
     sizes = {column.name for column in STATED}.intersection(listing.items.schema.names)
     used = {name for rule in plan.rules for name in rule.condition.columns}
-    if not listing.source.fetches or used & sizes or not used & {"width", "height", "megapixels"}:
+    if not listing.source.gives_evidence or used & sizes or not used & {"width", "height", "megapixels"}:
         return
     if any(len(listing.items[name]) > listing.items[name].null_count for name in sizes):
         fix = "rules.stated={where: stated_width * stated_height >= PIXELS, null: keep}"

@@ -207,7 +207,7 @@ class FetchedFiles(Config):
 
     def within(self, name: str) -> FetchedFiles:
         """Return the places of one of several sources."""
-        return self.model_copy(update={"name": name})
+        return self.model_copy(update={"name": f"{self.name}/{name}" if self.name else name})
 
 
 class Source(Config, ABC):
@@ -243,8 +243,17 @@ class Source(Config, ABC):
 
     @property
     def fetches(self) -> bool:
-        """Whether the bytes are fetched over a network, once for each item."""
+        """Whether the bytes of items may have to be fetched over a network, once for each item."""
         return False
+
+    def fetches_item(self, item: Item) -> bool:
+        """Whether those of this item have to be."""
+        return self.fetches
+
+    @property
+    def gives_evidence(self) -> bool:
+        """Whether how an item was fetched belongs into its row: the source is a list of what to fetch."""
+        return self.fetches
 
     @property
     def obeys(self) -> bool:

@@ -53,6 +53,13 @@ class Named(Source):
     def fetches(self) -> bool:
         return any(source.fetches for source in self.sources.values())
 
+    def fetches_item(self, item: Item) -> bool:
+        return self._source_of(item).fetches_item(item)
+
+    @property
+    def gives_evidence(self) -> bool:
+        return any(source.gives_evidence for source in self.sources.values())
+
     @property
     def obeys(self) -> bool:
         return all(source.obeys for source in self.sources.values())

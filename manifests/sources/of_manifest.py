@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.base.paths import text_place
@@ -18,6 +19,7 @@ from uhr.manifests.sources.base import (
     ITEMS,
     Advance,
     AnyPlace,
+    FetchedFiles,
     Item,
     Listing,
     Source,
@@ -40,6 +42,9 @@ class OfManifest(Source):
 
     path: AnyPlace
     where: str = "status = 'kept'"
+    spool: FetchedFiles | None = Field(None, exclude=True)
+    """Where the files are that were fetched, set for the time of a run: those that the manifest has not
+    stored."""
 
     @property
     def place(self) -> Path | str:
@@ -65,8 +70,35 @@ class OfManifest(Source):
         own = (self.place,) if isinstance(self.place, str) else ()
         return (*own, *self.manifest.source.addresses)
 
+    @cached_property
+    def images(self) -> Source:
+        """Where the bytes of the rows are."""
+        source = self.manifest.source
+        return source if self.spool is None else source.spooled(self.spool)
+
+    def spooled(self, files: FetchedFiles) -> OfManifest:
+        # not a copy, which would have what this source has opened
+        return OfManifest.model_validate({**self.model_dump(), "spool": files})
+
+    @property
+    def fetches(self) -> bool:
+        return self.manifest.source.fetches
+
+    def fetches_item(self, item: Item) -> bool:
+        return self.images.fetches_item(item)
+
+    @property
+    def gives_evidence(self) -> bool:
+        return False  # the rows have it
+
     def lane(self, item: Item) -> str | None:
-        return self.manifest.source.lane(item)
+        return self.images.lane(item)
+
+    def contact(self, items: Sequence[Item]) -> str | None:
+        return self.images.part(items[0]).contact(items)
+
+    def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
+        self.images.prefetch(items, fetch)
 
     @property
     def parents(self) -> Sequence[Parent]:
@@ -105,4 +137,4 @@ class OfManifest(Source):
         return Listing(self, items)
 
     def open(self, item: Item) -> Blob:
-        return self.manifest.source.open(item)
+        return self.images.open(item)

@@ -217,6 +217,13 @@ class Stored(Source):
     def fetches(self) -> bool:
         return self.source.fetches
 
+    def fetches_item(self, item: Item) -> bool:
+        return not self.holds(item.get("content_hash")) and self.source.fetches_item(item)
+
+    @property
+    def gives_evidence(self) -> bool:
+        return self.source.gives_evidence
+
     @property
     def obeys(self) -> bool:
         return self.source.obeys
@@ -242,7 +249,17 @@ class Stored(Source):
         return isinstance(self.source, Stored) and self.source.holds(content_hash)
 
     def _read(self, content_hash: str) -> bytes | None:
-        return None if content_hash in self.hidden else self.store.read(content_hash)
+        """Return the bytes with this hash; None if they are not in the folder. Raises UserError if that
+        cannot be read.
+        """
+        if content_hash in self.hidden:
+            return None
+        try:
+            return self.store.read(content_hash)
+        except (OSError, pa.ArrowException) as error:
+            fix = "restore the folder, or make the manifest anew"
+            what = f"the stored images of {self.path} cannot be read ({one_line(error)})"
+            raise UserError(what, fix) from None
 
     def without(self, hashes: Iterable[str]) -> Stored:
         """Return the source that does not read the bytes with these hashes from any folder of a manifest."""
@@ -263,12 +280,7 @@ class Stored(Source):
 
     def open(self, item: Item) -> Blob:
         key = item.get("content_hash")
-        try:
-            data = None if key is None else self._read(key)
-        except (OSError, pa.ArrowException) as error:
-            fix = "restore the folder, or make the manifest anew"
-            what = f"the stored images of {self.path} cannot be read ({one_line(error)})"
-            raise UserError(what, fix) from None
+        data = None if key is None else self._read(key)
         return self.source.open(item) if data is None else MemoryBlob(data)
 
     def described(self) -> dict[str, Any]:

@@ -227,6 +227,48 @@ def test_a_download_that_failed_is_tried_again_on_request(
     assert (again["reason"], again["http_status"], again["error"]) == ("duplicates", 200, None)
 
 
+@pytest.mark.parametrize("pixels", ["none", "kept"])
+def test_what_a_manifest_has_not_stored_is_fetched_together_and_once_for_all_passes(
+    forge, http_site, tmp_path, uhr, pixels
+):
+    own = http_site.Site()
+    names = [f"{number}.jpg" for number in range(6)]
+    own.images = {
+        f"/{name}": forge.encode(forge.image(200, 150, seed=seed), "JPEG") for seed, name in enumerate(names)
+    }
+    (tmp_path / "list.txt").write_text("\n".join(f"{own.address}/{name}" for name in names))
+    http = {"private": True, "retries": 0, "per_host": 3}
+    sources = json.dumps({"web": {"kind": "urls", "path": str(tmp_path / "list.txt"), "http": http}})
+    words = ("curate", "run", "--engine", "local", "--workers", 0)
+    first = ("as-is", "--set", f"sources={sources}", "--set", f"pixels={pixels}", "--out", tmp_path / "m")
+    assert uhr(*words, *first)[0] == 0
+    own.requests.clear()
+    own.most_at_once, own.delay = 0, 0.2
+    (tmp_path / "more.yaml").write_text("""
+        stages: [header, decode, exact_duplicates, {stage: patches, size: 64, stages: [sharpness], rules: {}}]
+        rules: {}
+    """)
+    code, _, errors = uhr(
+        *words, tmp_path / "more.yaml", "--source", f"manifest:{tmp_path / 'm'}", "--out", tmp_path / "n"
+    )
+    own.stop()
+    assert code == 0, errors
+    rows = Manifest.open(tmp_path / "n").table().to_pylist()
+    assert {row["status"] for row in rows} == {"kept"}
+    assert sum(row["laplacian_var"] is not None for row in rows) >= 6
+    assert {row["http_status"] for row in rows if row["parent_id"] is None} == {200}, (
+        "as it was fetched first"
+    )
+    if pixels == "kept":
+        assert not own.requests
+    else:
+        assert {path: n for path, n in own.requests.items() if path != "/robots.txt"} == {
+            f"/{name}": 1 for name in names
+        }
+        assert own.most_at_once == 3
+    assert not (tmp_path / "n" / "fetched").exists()
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_still_fails_when_it_is_tried_again_is_requested_once(
     site, pipeline, tmp_path, uhr, stop_before_commit, finished
