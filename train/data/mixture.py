@@ -119,10 +119,21 @@ class Mixture:
         """The batch after `done` others of the phase."""
         if len(self.orders) == 1:
             return self.orders[0].at(done, 0)
-        while done >= len(self._uses):
-            self._extend(max(1024, 2 * len(self._uses)))
+        self._extend_to(done + 1)
         use = int(self._uses[done])
         return self.orders[use].at(int(self._places[done]), use)
+
+    def row_count(self, done: int) -> int:
+        """Number of rows of the first `done` batches of the phase."""
+        if len(self.orders) == 1:
+            return self.orders[0].plan.row_count(done)
+        self._extend_to(done)
+        batches = np.bincount(self._uses[:done], minlength=len(self.orders)).tolist()
+        return sum(order.plan.row_count(count) for order, count in zip(self.orders, batches, strict=True))
+
+    def _extend_to(self, count: int) -> None:
+        while count > len(self._uses):
+            self._extend(max(1024, 2 * len(self._uses)))
 
     def _extend(self, count: int) -> None:
         """Compute the first `count` batches: the data set of each, and its number there."""

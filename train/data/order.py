@@ -86,6 +86,15 @@ class BucketPlan:
         """The batch after `done` others, counted through all epochs."""
         return self.batch(*divmod(done, self.batches_per_epoch))
 
+    def row_count(self, done: int) -> int:
+        """Number of rows of the first `done` batches, of which the last of a bucket may be short."""
+        if self.remainder == "drop":
+            return done * self.batch_size
+        epochs, rest = divmod(done, self.batches_per_epoch)
+        begun = self._epoch_order(epochs)[0][:rest] if rest else []
+        part = sum(min(self.batch_size, self.sizes[bucket] - start) for bucket, start in begun)
+        return epochs * sum(self.sizes) + part
+
     def epoch(self, epoch: int) -> Iterator[PlannedBatch]:
         """All batches of one epoch, in order."""
         for index in range(self.batches_per_epoch):

@@ -65,6 +65,12 @@ def test_a_batch_depends_on_its_number_alone_and_not_on_those_looked_at_before(v
     assert [mixture(*uses).at(done) for done in order[:3]] == [one.at(done) for done in order[:3]]
 
 
+@given(weights, st.integers(0, 60))
+def test_the_rows_of_any_number_of_batches_are_counted_over_all_sets(values, done):
+    mixed = mixture(*((use(weight=value), Data(3, 5)) for value in values))
+    assert mixed.row_count(done) == sum(len(mixed.at(number).rows) for number in range(done))
+
+
 def test_each_set_is_read_in_its_own_order_without_a_gap():
     """The batches of a set in a mixture are those that it has alone."""
     mixed = mixture((use(weight=1), Data(10)), (use("b", weight=3), Data(9, 4)))

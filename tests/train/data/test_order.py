@@ -36,6 +36,11 @@ def test_a_batch_is_full_except_the_last_of_a_bucket_if_short_ones_are_allowed(p
     assert sum(map(len, lengths)) == plan.batches_per_epoch
 
 
+@given(plans(), st.integers(0, 60))
+def test_the_rows_of_any_number_of_batches_are_counted(plan, done):
+    assert plan.row_count(done) == sum(len(plan.at(number).rows) for number in range(done))
+
+
 def test_rows_that_drop_leaves_out_differ_by_epoch_and_all_are_seen_in_time():
     plan = BucketPlan([10, 7], 4, seed=3, remainder="drop")
     everything = {(bucket, row) for bucket, size in enumerate(plan.sizes) for row in range(size)}

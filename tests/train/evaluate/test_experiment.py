@@ -86,7 +86,7 @@ def test_arms_are_trained_scored_and_compared_and_nothing_is_done_twice(
     assert trained["budget"]["calls"] == 2
     assert plain["budget"]["memory"] > 1e6
     seen = json.loads(Path("out/arms/trained/seed-3/run/log.jsonl").read_text().splitlines()[0])["samples"]
-    assert trained["budget"]["images_seen"] == seen
+    assert trained["budget"]["images_seen"] == seen == plan["arms"]["trained"]["images_seen"]
     assert trained["overlap"] is not None
 
     # every number from the results of the arms

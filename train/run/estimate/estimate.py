@@ -13,7 +13,7 @@ from uhr.models.estimate.shapes import spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import Model, ModelName, ModelSpec, get
-from uhr.train.data.mixture import mixture_of
+from uhr.train.data.mixture import Mixture, mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.sets import NamedData, check_windows, open_sets
 from uhr.train.encode.buckets import Bucket
@@ -44,7 +44,8 @@ def estimate(
     model: a checkpoint, or the name of a published spec. on: the name of a GPU, to say whether the run fits
     and how long it takes. processes: those that share the run; None is one. keep: paths of the recipe that
     other settings leave as they are. sizes: without data, those of the images; otherwise squares of the
-    recipe's resolution are planned. Sizes are in bytes.
+    recipe's resolution are planned. Sizes are in bytes. `samples` are counted where there are data
+    (`samples_counted`); without, they are as many as there can be.
     """
     gpu, processes = None if on is None else device(on), processes or Processes()
     spec, opened = _model(ModelName.of(model))
@@ -60,7 +61,8 @@ def estimate(
         "model": spec.name,
         "steps": recipe.steps,
         "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
-        "samples": recipe.steps * recipe.batch.size,
+        "samples": sum(phase["samples"] for phase in phases),
+        "samples_counted": bool(encoded),
         "batch": {**dataclasses.asdict(shared), "text": shared.describe()},
         "component": recipe.trainable.component,
         "phases": phases,
@@ -191,11 +193,19 @@ def _phase(
     sizes: Sequence[Bucket],
 ) -> dict[str, Any]:
     phase = recipe.phases[index]
-    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _planned(recipe, index, spec, sizes)
+    # without data every batch is taken for full
+    samples = phase.steps * recipe.batch.size
+    if encoded:
+        mixture = mixture_of(recipe, index, spec, encoded)
+        samples = mixture.row_count(phase.steps)
+        sets, buckets = _used(recipe, mixture, phase.steps, spec)
+    else:
+        sets, buckets = _planned(recipe, index, spec, sizes)
     alone = sets[0] if len(sets) == 1 else None
     return {
         "name": phase.name,
         "steps": phase.steps,
+        "samples": samples,
         "resolution": phase.resolution or spec.native_size,
         "batches_per_epoch": alone and alone["batches_per_epoch"],
         "epochs": alone and alone["epochs"],
@@ -205,10 +215,9 @@ def _phase(
 
 
 def _used(
-    recipe: RecipeBase, index: int, spec: ModelSpec, encoded: Sequence[NamedData]
+    recipe: RecipeBase, mixture: Mixture, steps: int, spec: ModelSpec
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The data sets that a phase mixes, and their buckets."""
-    mixture, steps = mixture_of(recipe, index, spec, encoded), recipe.phases[index].steps
+    """The data sets that a phase of so many steps mixes, and their buckets."""
     sets, buckets = [], []
     for order, share in zip(mixture.orders, mixture.shares, strict=True):
         per_epoch = order.plan.batches_per_epoch

@@ -65,7 +65,8 @@ def _print_other_gpus(plan: Mapping[str, Any]) -> None:
 def print_estimate(plan: dict[str, Any]) -> None:
     """Print what `estimate` returns."""
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
-    say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
+    samples = f"{'' if plan['samples_counted'] else 'at most '}{plan['samples']:,} samples"
+    say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {samples}")
     say(f"trained: {plan['trained']}")
     linears = plan["parameters"]["linears"]
     total = plan["parameters"]["total"]
