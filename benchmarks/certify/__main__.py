@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cuda where there is one, otherwise cpu")
     parser.add_argument("--offload", action="store_true", help="keep one component at a time on the GPU")
     parser.add_argument(
-        "--commit", help="of the official code, in place of the row's; the README counts only that"
+        "--commit", help="of the official code, in place of the row's; README counts runs at the row's alone"
     )
     parser.add_argument("--list", action="store_true", help="say what each row lacks, and stop")
     parser.add_argument("--json", action="store_true", help="answer as JSON")

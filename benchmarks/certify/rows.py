@@ -110,8 +110,8 @@ HIFLOW = Row(
     vae_tiling="large",
     # on the tiny substitute the difference is 0.12
     tolerance=0.15,
-    known="swin's ring is on the latents that the official code filters and aligns, and only around the "
-    "backbone's call in ours",
+    known="the official code filters and aligns latents that have swin's ring around them; ours has the ring "
+    "around the backbone's call alone",
 )
 
 IMAX = Row(
@@ -127,7 +127,8 @@ IMAX = Row(
     vae_tiling="always",
     # on the tiny substitute the difference is 0.04, at 256 x 256 latents 0.015
     tolerance=0.05,
-    known="swin's ring of zeros is in the official Haar blocks, and beside ours; and as `imax-no-swin`",
+    known="the official Haar blocks begin in swin's ring of zeros, ours beside it; and the difference of "
+    "`imax-no-swin`",
 )
 
 
