@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,26 +93,46 @@ class _Indexed(_Folders):
 class Kohya(_Indexed):
     """For kohya's sd-scripts: images, `SPLIT.json` (captions and sizes by path) and `SPLIT.toml`.
 
-    `--dataset_config OUT/train.toml` trains on it.
+    `--dataset_config OUT/train.toml` trains on it. The lines of a caption are joined by spaces, as sd-scripts
+    reads the first one only.
     """
 
     name = "kohya"
 
+    def write(self, out: Path, shard: Shard, samples: Iterable[Sample]) -> Iterator[Entry]:
+        return super().write(out, shard, (replace(s, caption=_one_line(s.caption)) for s in samples))
+
     def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int], home: Path) -> None:
+        pixels = dict.fromkeys(splits, 0)
         with contextlib.ExitStack() as opened:
             indices = {split: opened.enter_context(_JsonObject(out / f"{split}.json")) for split in splits}
             for entry in entries:
                 size = [entry.facts["width"], entry.facts["height"]]
-                facts = {"caption": entry.caption, "train_resolution": size}
-                indices[entry.split].add(str(home / entry.file), facts)
-        for split in splits:
-            quoted = [json.dumps(str(home / name), ensure_ascii=False) for name in (split, f"{split}.json")]
-            with atomic(out / f"{split}.toml") as temporary:
-                temporary.write_text(
-                    "[general]\nenable_bucket = true\nbucket_no_upscale = true\n\n[[datasets]]\n\n"
-                    f"[[datasets.subsets]]\nimage_dir = {quoted[0]}\nmetadata_file = {quoted[1]}\n",
-                    encoding="utf-8",
+                pixels[entry.split] = max(pixels[entry.split], size[0] * size[1])
+                indices[entry.split].add(
+                    str(home / entry.file), {"caption": entry.caption, "image_size": size}
                 )
+        for split, largest in pixels.items():
+            with atomic(out / f"{split}.toml") as temporary:
+                temporary.write_text(_kohya_config(home, split, largest), encoding="utf-8")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _kohya_config(home: Path, split: str, pixels: int) -> str:
+    """Return a `--dataset_config` under which no image is resized: `resolution` is the side of a square, in
+    steps of 64, that has the `pixels` of the largest one. Paths in the index are joined to `image_dir`.
+    """
+    side = 64 * math.ceil(math.sqrt(pixels) / 64)
+    folder, index = (json.dumps(str(path), ensure_ascii=False) for path in (home, home / f"{split}.json"))
+    return (
+        "[general]\nenable_bucket = true\nbucket_no_upscale = true\n\n"
+        "[[datasets]]\n# as many pixels as the largest image: lower it to train at fewer\n"
+        f"resolution = {side}\nmin_bucket_reso = {min(256, side)}\nmax_bucket_reso = {side}\n\n"
+        f"[[datasets.subsets]]\nimage_dir = {folder}\nmetadata_file = {index}\n"
+    )
 
 
 class _JsonObject(contextlib.ExitStack):
@@ -131,7 +153,10 @@ class _JsonObject(contextlib.ExitStack):
 
 class SimpleTuner(_Indexed):
     """For SimpleTuner: images, `SPLIT.parquet` for its `parquet` metadata backend, and `SPLIT.json`, the data
-    backend that names it.
+    backends that it needs: that of the images, and one for embeddings of text.
+
+    `--data_backend_config OUT/train.json` trains on it. Images without a caption are left out by SimpleTuner.
+    It refuses empty captions where no other column is named beside theirs, so the same one is.
     """
 
     name = "simpletuner"
@@ -152,12 +177,14 @@ class SimpleTuner(_Indexed):
                     }
                 )
         for split in splits:
-            backend = {
-                "id": f"{out.resolve().name}-{split}",
+            name = f"{out.resolve().name}-{split}"
+            images = {
+                "id": name,
                 "type": "local",
                 "instance_data_dir": str(home / split),
                 "caption_strategy": "parquet",
                 "metadata_backend": "parquet",
+                "cache_dir_vae": f"cache/vae/{name}",
                 "parquet": {
                     "path": str(home / f"{split}.parquet"),
                     "filename_column": "filename",
@@ -168,7 +195,14 @@ class SimpleTuner(_Indexed):
                     "identifier_includes_extension": True,
                 },
             }
-            write_json(out / f"{split}.json", [backend])
+            texts = {
+                "id": f"{name}-text",
+                "type": "local",
+                "dataset_type": "text_embeds",
+                "default": True,
+                "cache_dir": f"cache/text/{name}",
+            }
+            write_json(out / f"{split}.json", [images, texts])
 
 
 class _Table(contextlib.ExitStack):

@@ -179,25 +179,50 @@ def test_other_trainers_get_upright_pixels(
     assert changed == {"a/2.jpg", "b/8.png", "d/11.tif"}
 
 
-def test_kohyas_files_name_every_image(
+def test_kohyas_files_name_every_image_at_its_own_size(
     run: Callable[..., ExportResult], images: Manifest, tmp_path: Path
 ) -> None:
+    """sd-scripts joins the names to `image_dir`, refuses `bucket_no_upscale` beside sizes of buckets
+    (`train_resolution`), and needs a resolution between the two limits, above whose area it scales down.
+    """
     run("kohya")
     config = tomllib.loads((tmp_path / "out/train.toml").read_text())
-    (subset,) = config["datasets"][0]["subsets"]
+    (dataset,) = config["datasets"]
+    (subset,) = dataset["subsets"]
     found = json.loads(Path(subset["metadata_file"]).read_text())
     assert {Path(name).stem for name in found} == kept(images).keys()
+    largest = 0
     for name, facts in found.items():
-        assert Path(name).is_relative_to(subset["image_dir"])
-        assert Image.open(name).size == tuple(facts["train_resolution"])
+        assert Path(subset["image_dir"], name) == Path(name)
+        assert Image.open(name).size == tuple(facts["image_size"])
+        largest = max(largest, facts["image_size"][0] * facts["image_size"][1])
         assert facts["caption"] == (kept(images)[Path(name).stem]["caption"] or "")
+        assert facts.keys() == {"caption", "image_size"}
+    assert config["general"]["bucket_no_upscale"]
+    assert dataset["min_bucket_reso"] <= dataset["resolution"] <= dataset["max_bucket_reso"]
+    assert largest == 40 * 24
+    assert dataset["resolution"] == 64
 
 
-def test_simpletuners_backend_has_the_columns_that_it_names(
+def test_kohya_gets_captions_of_one_line(
+    run: Callable[..., ExportResult], images: Manifest, make: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    rows = images.table(where="status = 'kept'").to_pylist()
+    several = make(
+        tmp_path / "several", [{**rows[0], "caption": "a lake \n\n in fog\r\nat dawn\n"}], root=images.root
+    )
+    run("kohya", several)
+    (facts,) = json.loads((tmp_path / "out/train.json").read_text()).values()
+    (text,) = (tmp_path / "out/train").rglob("*.txt")
+    assert facts["caption"] == text.read_text() == "a lake in fog at dawn"
+
+
+def test_simpletuners_backends_have_what_it_needs(
     run: Callable[..., ExportResult], images: Manifest, tmp_path: Path
 ) -> None:
+    """A local data set needs a place for latents; a configuration needs one data set of text embeddings."""
     run("simpletuner")
-    (backend,) = json.loads((tmp_path / "out/train.json").read_text())
+    backend, texts = json.loads((tmp_path / "out/train.json").read_text())
     names = backend["parquet"]
     table = parquet.read(Path(names["path"])).to_pylist()
     assert {row["sample_id"] for row in table} == kept(images).keys()
@@ -205,6 +230,8 @@ def test_simpletuners_backend_has_the_columns_that_it_names(
         image = Image.open(Path(backend["instance_data_dir"]) / row[names["filename_column"]])
         assert image.size == (row[names["width_column"]], row[names["height_column"]])
         assert row[names["caption_column"]] == (kept(images)[row["sample_id"]]["caption"] or "")
+    assert (texts["dataset_type"], texts["default"]) == ("text_embeds", True)
+    assert len({backend["id"], texts["id"], backend["cache_dir_vae"], texts["cache_dir"]}) == 4
 
 
 @pytest.mark.parametrize("to", list(FORMATS))
