@@ -17,7 +17,7 @@ export async function decide(positions, changes) {
 
 function showReviews(reviews) {
   const { count, tags, file } = (state.facts.reviews = reviews);
-  $("#reviews").textContent = count ? `${number(count)} reviews, kept in ${file}` :
+  $("#reviews").textContent = count ? `${number(count)} ${count === 1 ? "review" : "reviews"}, kept in ${file}` :
     "No reviews yet: select images, then accept, reject or tag them.";
   $("#save-reviews").disabled = count === 0;
   $("#tags").replaceChildren(...tags.map((tag) => make("option", { value: tag })));
@@ -83,11 +83,15 @@ export function setUpReviews() {
   for (const button of document.querySelectorAll("#review [data-verdict]")) {
     button.addEventListener("click", () => act({ verdict: button.dataset.verdict }));
   }
+  const change = (list) => {
+    const tag = $("#tag").value.trim();
+    if (tag) act({ [list]: [tag] });
+  };
   $("#review").addEventListener("submit", (event) => {
     event.preventDefault();
-    const tag = $("#tag").value.trim();
-    if (tag) act({ add_tags: [tag] });
+    change("add_tags");
   });
+  $("#remove-tag").addEventListener("click", () => change("remove_tags"));
   list.addEventListener("shown", updateSelection);
   $("#unselect").addEventListener("click", () => {
     state.selected.clear();

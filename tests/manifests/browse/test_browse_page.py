@@ -213,8 +213,11 @@ def test_selected_rows_are_reviewed_and_saved_as_a_manifest(page: Any, tmp_path:
     page.write("#reason", "watermark")
     page.click("#review .reject")
     page.until("document.querySelector('#reviews').innerText.startsWith('3 reviews')")
-    page.write("#tag", "logo")
-    page.press("Enter")
+    for tag, badge in (("logo", "rejected, logo"), ("loog", "rejected, logo, loog")):
+        page.write("#tag", tag)
+        page.press("Enter")
+        page.until(f"document.querySelector('.tile .badge').innerText === '{badge}'")
+    page.click("#remove-tag")
     page.until("document.querySelector('.tile .badge').innerText === 'rejected, logo'")
     page.click("#save-reviews")
     page.write("#save-name", "reviewed")
