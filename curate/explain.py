@@ -16,12 +16,15 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import FAILED, REJECTED, VERDICT
 from uhr.manifests.uris import uri_of
 
-PASS, FAIL, NOT_EVALUATED, NOT_REACHED = "pass", "fail", "not evaluated", "not reached"
+PASS, FAIL, NOT_EVALUATED = "pass", "fail", "not evaluated"
+NOT_REACHED, NOT_MEASURED = "not reached", "not measured"
 
 
 def explain(out: Path, sample: str) -> dict[str, Any]:
     """Return the verdict of `sample` (a sample id, the beginning of one, or a uri), its `columns` by stage,
-    and all `rules`, each with `outcome` pass, fail, not evaluated (its stage did not run) or not reached.
+    and all `rules`, each with `outcome` pass, fail, not evaluated (its stage did not run), not reached, or
+    not measured (with `all_rules`: a stage of its columns has no value for the image, which was rejected
+    before).
 
     `path` is None if no file has exactly the image's bytes, or if its name is not UTF-8, which JSON cannot
     represent; the uri names it then. Raises UserError if no sample, or more than one, has this name.
@@ -96,7 +99,7 @@ def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:
 def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
     judge = Judge(manifest.schema)
     unreached = _unreached(manifest, row)
-    ended = unreached is None
+    ended, rejected = unreached is None, False
     for info in manifest.info.rules:
         if info.rows and (info.rows == "patches") != (row["parent_id"] is not None):
             continue
@@ -110,6 +113,11 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
         entry["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
         ended = ended or bool(rule.condition.columns.intersection(unreached or ()))
         outcome = NOT_REACHED if ended else _outcome(judge, rule, row)
+        if rejected and outcome != NOT_REACHED and info.name not in (row.get("rejected_by") or ()):
+            groups = manifest.info.measured_together(rule.condition.columns)
+            if any(all(row.get(name) is None for name in group) for group in groups):
+                outcome = NOT_MEASURED
+        rejected = rejected or (row["status"] == REJECTED and row["reason"] == info.name)
         ended = ended or _ends_here(info, row, outcome)
         yield {**entry, "outcome": outcome, "why": row["error"] if outcome == FAIL and row["error"] else ""}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -150,6 +150,13 @@ class ManifestInfo(LaterKeys, Config):
     coverage: dict[str, int]
     by_reference: bool = False
     redactions: list[Redaction] = Field(default_factory=list)
+
+    def measured_together(self, columns: Collection[str]) -> list[list[str]]:
+        """Return the columns of each stage that ran and that writes one of `columns`. A row in which all
+        columns of a stage are null was not measured by it, or it found nothing there.
+        """
+        ran = (stage for stage in self.stages if stage.state == "ran")
+        return [stage.adds for stage in ran if not set(stage.adds).isdisjoint(columns)]
 
 
 def _from_1(tree: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.store import output_file
 from uhr.manifests import places, sql
-from uhr.manifests.info import ManifestInfo
+from uhr.manifests.info import ManifestInfo, RuleInfo
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition, finite_column, literal, quoted
@@ -64,8 +64,10 @@ def audit(
     of rules.
 
     `outcome` is `rejected` (this rule rejects the row), `passed`, `failed` (its condition is false, and
-    another rule or another channel decided), `no value`, `not evaluated` (its stage did not run), or `not
-    reached`: an earlier rule or a fault ended the row, so that the columns may not have been measured.
+    another rule or another channel decided), `no value`, `not evaluated` (its stage did not run), `not
+    reached`: an earlier rule or a fault ended the row, so that the columns may not have been measured, or
+    `not measured`: with `all_rules`, an earlier rule rejected the row, and a stage of the columns has no
+    value for it, as those of models and over the set, which see only what is kept.
 
     Raises UserError if `out` is neither .parquet nor .csv or is inside a manifest, if the condition is
     invalid, or if a review lacks name, time or reason.
@@ -177,6 +179,7 @@ def _of_rule(
         true = condition.sql_for(connection)
         outcome = (
             f"CASE WHEN {rejected} THEN 'rejected' WHEN {_ended(manifest, number)} THEN 'not reached' "
+            f"WHEN {_not_measured(manifest, number, condition)} THEN 'not measured' "
             f"WHEN {true} THEN 'passed' WHEN NOT ({true}) THEN 'failed' ELSE 'no value' END"
         )
     pairs = []
@@ -206,7 +209,7 @@ def _ended(manifest: Manifest, number: int) -> str:
     With `all_rules` a rejected row goes on to the later rules.
     """
     rules = manifest.info.rules
-    earlier = [each for each in rules[:number] if {each.rows, rules[number].rows} != {"images", "patches"}]
+    earlier = _before(rules, number)
     of_rules = ", ".join(map(literal, _OF_RULES))
     ended = []
     if earlier and "rejected_by" not in manifest.schema.names:
@@ -226,6 +229,25 @@ def _ended(manifest: Manifest, number: int) -> str:
     none = f"NOT coalesce({_begins(f'{stage.name}: ' for stage in stages)}, false)"
     ended.append(f"status = 'failed' AND reason NOT IN ({of_rules}) AND (({before}) OR {none})")
     return f"coalesce({' OR '.join(f'({each})' for each in ended)}, false)"
+
+
+def _not_measured(manifest: Manifest, number: int, condition: SqlCondition) -> str:
+    """Return SQL for whether a row was rejected before rule `number`, went on with `all_rules`, and has no
+    value of a stage that writes columns of the rule.
+    """
+    names = manifest.schema.names
+    groups = manifest.info.measured_together(condition.columns)
+    nulls = [" AND ".join(f"{quoted(each)} IS NULL" for each in group if each in names) for group in groups]
+    earlier = ", ".join(literal(each.name) for each in _before(manifest.info.rules, number))
+    if "rejected_by" not in names or not nulls or not earlier:
+        return "false"
+    reason = f"status = 'rejected' AND reason IN ({earlier})"
+    return f"coalesce({reason} AND ({' OR '.join(f'({each})' for each in nulls)}), false)"
+
+
+def _before(rules: Sequence[RuleInfo], number: int) -> list[RuleInfo]:
+    """Return the rules that rows of rule `number` reach before it."""
+    return [each for each in rules[:number] if {each.rows, rules[number].rows} != {"images", "patches"}]
 
 
 def _begins(texts: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
 from uhr.curate.run.status import status_of
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.verify.audit import audit
 
 STAGES = '''
 import os
@@ -340,4 +342,8 @@ all_rules: true
     assert rows["7"]["rejected_by"] == ["wide", "busy"]
     assert all(row["entropy"] is not None and row["content_hash"] is not None for row in rows.values())
     assert all(row["mean"] is None for row in rows.values()), "models see only what is kept"
+    audit(manifest, manifest.path.parent / "audit.parquet")
+    lines = pq.read_table(manifest.path.parent / "audit.parquet").to_pylist()
+    assert {line["outcome"] for line in lines if line["rule"] == "bright"} == {"not measured"}
+    assert {line["outcome"] for line in lines if line["rule"] == "busy"} == {"rejected"}
     assert "also to rejected ones" in (manifest.path / "report.html").read_text()

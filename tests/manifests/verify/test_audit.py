@@ -119,6 +119,38 @@ def test_rules_after_the_verdict_are_not_reached_as_explain_says(
     assert len({rule for (_, rule), outcome in found.items() if outcome == "no value"}) == 1
 
 
+def test_with_all_rules_what_was_not_measured_on_a_rejected_row_has_not_passed(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    """Stages over the set see only kept rows: `dup_group IS NULL` is true of every row rejected before."""
+    rows = [
+        make_row(10, rejected_by=["entropy", "dark"], luma_mean=3.0),
+        make_row(11, rejected_by=["entropy"], luma_mean=50.0),
+        make_row(50, status="rejected", reason="single", rejected_by=["single"], dup_group="x"),
+        make_row(51, luma_mean=50.0),
+    ]
+    rules = (
+        RuleInfo(name="entropy", where="entropy >= 4"),
+        RuleInfo(name="dark", where="luma_mean > 9"),
+        RuleInfo(name="single", where="dup_group IS NULL"),
+    )
+    named = (("entropy", "entropy"), ("exposure", "luma_mean"), ("groups", "dup_group"))
+    stages = [StageInfo(name=name, version=1, fingerprint="f" * 64, adds=[adds]) for name, adds in named]
+    schema = schema_of(COLUMNS.values())
+    made = make(tmp_path / "set", rows, rules=rules, stages=stages, schema=schema)
+    audit(made, tmp_path / "a.parquet")
+    found = [line["outcome"] for line in _lines(tmp_path / "a.parquet")]
+    assert found[:3] == ["rejected", "rejected", "not measured"]
+    assert found[3:6] == ["rejected", "passed", "not measured"]
+    assert found[8:] == ["rejected", "passed", "passed", "passed"]
+    explained = [
+        [rule["outcome"] for rule in explain_row(made, made.row(row["sample_id"]))["rules"]] for row in rows
+    ]
+    assert explained[0] == ["fail", "fail", "not measured"]
+    assert explained[1] == ["fail", "pass", "not measured"]
+    assert explained[3] == ["pass", "pass", "pass"]
+
+
 def test_stages_of_columns_from_a_parent_are_those_of_the_parent(
     judged: Manifest, make: Make, make_row: Row, tmp_path: Path
 ) -> None:
