@@ -149,9 +149,12 @@ def encode_(
         ),
     ],
     out: Annotated[
-        Path,
+        Any,
         typer.Option(
-            "--out", parser=local("--out"), metavar="DIR", help="Folder for latents and text embeddings."
+            "--out",
+            parser=anywhere("--out"),
+            metavar="DIR",
+            help="Folder or s3:// address for latents and text embeddings.",
         ),
     ],
     model: ModelPath = None,
@@ -175,7 +178,7 @@ def encode_(
         str | None,
         typer.Option(
             help="A running Ray cluster whose machines have MANIFEST, its images, the model and DIR at the "
-            "same paths; --device cuda uses its GPUs."
+            "same paths or addresses; --device cuda uses its GPUs."
         ),
     ] = None,
     reuse: Annotated[
@@ -203,6 +206,7 @@ def encode_(
     """
     from uhr.base.config import apply_sets, build
     from uhr.train.encode.config import EncodeConfig
+    from uhr.train.encode.in_store import encode_in_store, work_folder
     from uhr.train.encode.run import device_of, encode, pool_of
 
     changes = [*(sets or []), *(["pixels=true"] if pixels else [])]
@@ -215,8 +219,10 @@ def encode_(
         return
     place = device_of(device, address)
     pool = pool_of(engine, workers, address, place)
-    with saving(out, AGAIN):
-        info, was_finished = encode(manifest, named, out, config, place, pool, reuse or [])
+    at_work = out if isinstance(out, Path) else work_folder(out)
+    into = encode if isinstance(out, Path) else encode_in_store
+    with saving(at_work, AGAIN):
+        info, was_finished = into(manifest, named, out, config, place, pool, reuse or [])
 
     def text(_: Any) -> None:
         from uhr.train.encode.stored.encoded import print_encoded

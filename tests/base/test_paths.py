@@ -87,7 +87,6 @@ def refused(
 
 
 LOCAL = """
-train encode m --model x --out ADDRESS
 train run lora --model x --data d --out ADDRESS
 train run --config ADDRESS --model x --data d --out o
 train resume ADDRESS
@@ -114,6 +113,7 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
 
 
 S3_OR_LOCAL = """
+train encode m --model x --out ADDRESS
 train plan lora --model x --data ADDRESS
 train run lora --model x --data ADDRESS --out o
 train resume r --data ADDRESS

@@ -33,7 +33,6 @@ from uhr.train.encode.stored.encoded import (
     SAMPLES,
     SCHEMA_VERSION,
     TEXTS,
-    UNITS,
     BucketInfo,
     EncodedInfo,
     Geometry,
@@ -44,7 +43,7 @@ from uhr.train.encode.stored.encoded import (
     TextInfo,
     normalisation_fields,
 )
-from uhr.train.encode.stored.parts import group_rows, write_parts
+from uhr.train.encode.stored.parts import Put, group_rows, keep, write_parts
 from uhr.train.encode.stored.samples import write_samples
 from uhr.train.encode.stored.tensors import BYTES, size_of
 from uhr.train.encode.work.images import PLACED
@@ -62,26 +61,31 @@ class Plans:
     images: UnitPlan
 
 
-def commit(request: EncodeRequest, plans: Plans) -> EncodedInfo:
-    """Merge finished units into parts. Raises UserError if no image could be encoded."""
+class NothingEncoded(UserError):
+    """No image could be encoded."""
+
+
+def commit(request: EncodeRequest, plans: Plans, put: Put = keep) -> EncodedInfo:
+    """Merge finished units into parts, and give each part of tensors to `put` when it is written. The units
+    are left. Raises NothingEncoded if no image could be encoded.
+    """
     out, folder = request.out, RunFolder(request.out, LAYOUT)
     rows = finished_rows(plans.images)
     failed = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
     if failed.num_rows == rows.num_rows:
-        folder.clear(UNITS)
         raise _nothing_encoded(failed)
     # leftovers of a commit that was killed
     folder.clear(LATENTS, PIXELS, TEXTS, SAMPLES, MANIFEST)
     with all_or_nothing(out):
-        info = _write(request, plans, rows, _reasons(failed))
-    folder.clear(UNITS)
-    return info
+        return _write(request, plans, rows, _reasons(failed), put)
 
 
-def _write(request: EncodeRequest, plans: Plans, rows: pa.Table, reasons: list[LeftOutReason]) -> EncodedInfo:
+def _write(
+    request: EncodeRequest, plans: Plans, rows: pa.Table, reasons: list[LeftOutReason], put: Put
+) -> EncodedInfo:
     encoded = rows.filter(ENCODED)
-    geometry, texts, reused_captions = commit_texts(request, plans.texts)
-    buckets = commit_images(request, geometry, plans.images, rows)
+    geometry, texts, reused_captions = commit_texts(request, plans.texts, put)
+    buckets = commit_images(request, geometry, plans.images, rows, put)
     parts = [*texts.parts, *(part for bucket in buckets for part in bucket.parts)]
     manifest = write_samples(request, _numbered(rows), parts)
     sources = request.rows.filter(pc.field("sample_id").isin(encoded["sample_id"].combine_chunks()))
@@ -147,12 +151,12 @@ def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _nothing_encoded(without_latents: pa.Table) -> UserError:
+def _nothing_encoded(without_latents: pa.Table) -> NothingEncoded:
     reasons = _reasons(without_latents)
     counts = ", ".join(f"{each.rows} {each.reason}" for each in reasons)
     first = without_latents.slice(0, 1).to_pylist()[0]
     what = f"none of the {without_latents.num_rows} images can be encoded ({counts})"
-    return UserError(
+    return NothingEncoded(
         f"{what}; {first['uri']}: {first['error']}",
         "lower the resolution (--set resolution=N), or make a larger slice",
     )
@@ -180,7 +184,9 @@ def _reasons(without_latents: pa.Table) -> list[LeftOutReason]:
     return sorted(found, key=lambda left: (-left.rows, left.reason))
 
 
-def commit_texts(request: EncodeRequest, plan: UnitPlan | None) -> tuple[Geometry, TextInfo, int]:
+def commit_texts(
+    request: EncodeRequest, plan: UnitPlan | None, put: Put = keep
+) -> tuple[Geometry, TextInfo, int]:
     """Write the embeddings of every caption. The first row gives the shapes of all.
 
     Returns also how many captions were copied from other folders.
@@ -207,7 +213,7 @@ def commit_texts(request: EncodeRequest, plan: UnitPlan | None) -> tuple[Geometr
 
     with progress("write captions", plan.rows, "captions") as advance:
         group, facts = group_rows(sum(sizes.values())), {", ".join(names): dtype}
-        parts = write_parts(request.out / TEXTS, "texts", tables(advance), group, facts)
+        parts = write_parts(request.out / TEXTS, "texts", tables(advance), group, facts, put)
     info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
     return _geometry(request, {name: size // BYTES[dtype] for name, size in sizes.items()}), info, reused
 
@@ -230,7 +236,7 @@ def _geometry(request: EncodeRequest, numbers: Mapping[str, int]) -> Geometry:
 
 
 def commit_images(
-    request: EncodeRequest, geometry: Geometry, plan: UnitPlan, rows: pa.Table
+    request: EncodeRequest, geometry: Geometry, plan: UnitPlan, rows: pa.Table, put: Put = keep
 ) -> list[BucketInfo]:
     """Write the tensors of every bucket that has images, one bucket after the other."""
     encoded, config = rows.filter(ENCODED), request.config
@@ -245,7 +251,7 @@ def commit_images(
             group = group_rows(row_bytes)
             tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, stored, advance)
             folder = request.out / (PIXELS if config.pixels else LATENTS)
-            parts = write_parts(folder, str(bucket), tables, group, facts)
+            parts = write_parts(folder, str(bucket), tables, group, facts, put)
             sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}
             infos.append(BucketInfo(**sizes, group_rows=group, parts=parts))
     return infos

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,14 +12,15 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.run_folder import RunFolder
 from uhr.manifests.manifest import Manifest
-from uhr.models.zoo import Model, ModelName, pick_device
+from uhr.models.zoo import ModelName, pick_device
 from uhr.runtime.pool import InlineRunner, Pool, visible_gpus
 from uhr.runtime.threads import threads_given
 from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
-from uhr.train.encode.commit import Plans, commit
+from uhr.train.encode.commit import NothingEncoded, Plans, commit
 from uhr.train.encode.config import ENCODE_VERSION, EncodeConfig
 from uhr.train.encode.request import EncodeRequest, identity_of, resolved, select, sizes
 from uhr.train.encode.stored.encoded import FILE, LATENTS, LAYOUT, TEXTS, UNITS, EncodedInfo, read_encoded
+from uhr.train.encode.stored.parts import Put, keep
 from uhr.train.encode.work.images import ImageTask, ImageWork
 from uhr.train.encode.work.items import caption_items, image_items
 from uhr.train.encode.work.memory import text_device
@@ -47,25 +48,22 @@ def encode(
     rows with the same key are copied. Raises UserError if `out` contains something else, if another run works
     in it, or if no row can be encoded.
     """
-    pool = workers if isinstance(workers, Pool) else Pool("local", workers)
-    device = device_of(device, pool.address)
-    found = Manifest.open(manifest)
-    opened = ModelName.of(model).open(components=("vae",))
-    opened = opened.fetched(("vae", *(() if config.pixels else opened.spec.text_components)))
     folder = RunFolder(out, LAYOUT)
-    request = _request(found, opened, folder, config)
+    job = EncodeJob.of(manifest, model, out, config, folder.claim, device, workers, reuse)
     if (out / FILE).is_file() and not (out / UNITS).exists():
-        return _existing(request), True
+        return job.existing(out), True
     with folder.lock(UNITS):
         if (out / FILE).is_file():
-            existing = _existing(request)
+            existing = job.existing(out)
             folder.clear(UNITS)
             return existing, True
-        job = _Job(request, device, pool, tuple(path.absolute() for path in reuse))
-        for path in job.reuse:
-            read_encoded(path)
-        texts = None if request.config.pixels else job.texts()
-        return commit(request, Plans(texts, job.images(texts))), False
+        try:
+            info = job.encode()
+        except NothingEncoded:
+            folder.clear(UNITS)
+            raise
+        folder.clear(UNITS)
+        return info, False
 
 
 def pool_of(engine: str, workers: int | None, address: str | None, device: str) -> Pool:
@@ -90,23 +88,25 @@ def device_of(device: str, address: str | None) -> str:
     return str(pick_device(device))
 
 
-def _existing(request: EncodeRequest) -> EncodedInfo:
-    """The encoded data in the folder. Raises UserError if they belong to another request."""
-    existing = read_encoded(request.out)
-    _check_same(request.out, existing, request)
-    return existing
+def _request(
+    manifest: Path | str,
+    model: str | ModelName,
+    out: Path,
+    config: EncodeConfig,
+    claim: Callable[[], None],
+) -> EncodeRequest:
+    found = Manifest.open(manifest)
+    opened = ModelName.of(model).open(components=("vae",))
+    opened = opened.fetched(("vae", *(() if config.pixels else opened.spec.text_components)))
+    config = resolved(config, found, opened)
+    buckets = sizes(config, opened)
+    rows = select(found, config)
+    claim()  # before the weights are hashed, which takes a while
+    identity = identity_of(opened, config.pixels)
+    return EncodeRequest(out, found, opened, identity, config, buckets, rows)
 
 
-def _request(manifest: Manifest, model: Model, folder: RunFolder, config: EncodeConfig) -> EncodeRequest:
-    config = resolved(config, manifest, model)
-    buckets = sizes(config, model)
-    rows = select(manifest, config)
-    folder.claim()  # before the weights are hashed, which takes a while
-    identity = identity_of(model, config.pixels)
-    return EncodeRequest(folder.path, manifest, model, identity, config, buckets, rows)
-
-
-def _check_same(out: Path, existing: EncodedInfo, request: EncodeRequest) -> None:
+def _check_same(out: Path | str, existing: EncodedInfo, request: EncodeRequest) -> None:
     pairs = {
         "manifest": (existing.manifest.id, request.manifest.id),
         "model": (existing.model.hashes, request.identity.hashes),
@@ -117,14 +117,48 @@ def _check_same(out: Path, existing: EncodedInfo, request: EncodeRequest) -> Non
     differs = [name for name, (one, two) in pairs.items() if one != two]
     if differs:
         what = f"{out} already contains encoded data of another {', another '.join(differs)}"
-        raise UserError(what, "name another folder with --out")
+        kind = "folder" if isinstance(out, Path) else "prefix"
+        raise UserError(what, f"name another {kind} with --out")
 
 
-class _Job:
-    """The units of a request."""
+class EncodeJob:
+    """The units of a request, in its folder `out`."""
 
     def __init__(self, request: EncodeRequest, device: str, pool: Pool, reuse: tuple[Path, ...]) -> None:
         self.request, self.device, self.pool, self.reuse = request, device, pool, reuse
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Path | str,
+        model: str | ModelName,
+        out: Path,
+        config: EncodeConfig,
+        claim: Callable[[], None],
+        device: str,
+        workers: int | Pool,
+        reuse: Sequence[Path],
+    ) -> EncodeJob:
+        """The job of what `encode` takes. `claim` is called when the request is known to be valid, and before
+        anything is computed: it raises UserError if the place of the result cannot be used.
+        """
+        pool = workers if isinstance(workers, Pool) else Pool("local", workers)
+        device = device_of(device, pool.address)
+        request = _request(manifest, model, out, config, claim)
+        return cls(request, device, pool, tuple(path.absolute() for path in reuse))
+
+    def existing(self, out: Path | str) -> EncodedInfo:
+        """The encoded data in a folder, or at an address. Raises UserError if they are of another request."""
+        existing = read_encoded(out)
+        _check_same(out, existing, self.request)
+        return existing
+
+    def encode(self, put: Put = keep) -> EncodedInfo:
+        """Do the units that are not done, and commit; `put` as for `commit`. The units are left."""
+        for path in self.reuse:
+            read_encoded(path)
+        texts = None if self.request.config.pixels else self.texts()
+        return commit(self.request, Plans(texts, self.images(texts)), put)
 
     def _runner(self) -> Runner:
         # one thread by default, so that the last bits of latents do not depend on the number of cores or

@@ -6,6 +6,7 @@ folder a temporary file is renamed, and a PUT to an object store shows nothing u
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -380,9 +381,17 @@ class ObjectStore(Store):
             options["IfMatch"] = f'"{etag}"'
 
         async def body() -> bytes:
-            answer = await self._files._call_s3("get_object", **options)
-            async with answer["Body"] as stream:
-                return await stream.read()
+            # botocore repeats requests, but not one whose answer breaks off
+            for attempt in range(1, ATTEMPTS + 1):
+                answer = await self._files._call_s3("get_object", **options)
+                try:
+                    async with answer["Body"] as stream:
+                        return await stream.read()
+                except Exception as error:
+                    if attempt == ATTEMPTS or _described(error) is None:
+                        raise
+                    await asyncio.sleep(0.1 * 2**attempt)
+            raise AssertionError("the last attempt raises")
 
         with self._store_errors(name, missing=True):
             try:

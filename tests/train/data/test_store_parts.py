@@ -271,3 +271,18 @@ def test_the_plan_of_a_run_takes_data_in_a_bucket(uhr, address, small_set, tiny_
 def test_a_long_footer_is_read_whole(address, small_set, monkeypatch):
     monkeypatch.setattr(store_parts, "_TAIL", 16)
     same_rows(EncodedData.open(address), EncodedData.open(small_set.folder))
+
+
+def test_an_answer_that_breaks_off_is_requested_again(s3, address, small_set, monkeypatch):
+    real, broken = s3._moto, []
+
+    def breaking(environ, start):
+        body = b"".join(real(environ, start))
+        if environ["REQUEST_METHOD"] == "GET" and "/latents/" in environ["PATH_INFO"] and len(broken) < 2:
+            broken.append(1)
+            return [body[: len(body) // 2]]
+        return [body]
+
+    monkeypatch.setattr(s3, "_moto", breaking)
+    same_rows(EncodedData.open(address), EncodedData.open(small_set.folder))
+    assert len(broken) == 2

@@ -51,14 +51,14 @@ def test_the_device_of_a_cluster_is_not_looked_for_here():
 
 def test_every_gpu_has_a_worker_for_images_and_for_captions(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    job = run_module._Job(None, "cuda", Pool("local", None), ())
+    job = run_module.EncodeJob(None, "cuda", Pool("local", None), ())
     runner = job._runner()
     assert isinstance(runner, LocalRunner)
     assert (runner.workers, runner.gpus, runner.threads) == (2, ("2", "5"), 1)
-    on_ray = run_module._Job(None, "cuda", Pool("ray", 2), ())._runner()
+    on_ray = run_module.EncodeJob(None, "cuda", Pool("ray", 2), ())._runner()
     assert isinstance(on_ray, RayRunner)
     assert (on_ray.workers, on_ray.gpus) == (2, 1)
-    assert isinstance(run_module._Job(None, "cpu", Pool("local", 0), ())._runner(), InlineRunner)
+    assert isinstance(run_module.EncodeJob(None, "cpu", Pool("local", 0), ())._runner(), InlineRunner)
 
 
 def rows_of(folder):
