@@ -52,6 +52,8 @@ class Frame:
         self.row = row
         self.limits = limits or PixelLimits()
         self.known = known
+        self.is_undecodable = False
+        """Whether the bytes were read, and decoding them failed."""
         self._gray_measures: dict[int, GrayMeasures] = {}
 
     @property
@@ -90,7 +92,12 @@ class Frame:
     @cached_property
     def decoded(self) -> Decoded:
         """The decoded image on its stored grid. Decoding verifies that the file is complete."""
-        return decode(self.data, self.limits, self.known)
+        data = self.data
+        try:
+            return decode(data, self.limits, self.known)
+        except PixelFault:
+            self.is_undecodable = True
+            raise
 
     @property
     def is_decoded(self) -> bool:

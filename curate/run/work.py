@@ -372,7 +372,8 @@ class _UnitRun:
         except EarlierFault as known:
             self.rows.fail(index, known.fault.kind, f"{label}: {known.fault.message}")
         except PixelFault as fault:
-            self._fail(index, frame, label, fault)
+            decodes = frame.is_undecodable and self._decodes != DECODING
+            self._fail(index, frame, self._decodes if decodes else label, fault)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
             self._fail(index, frame, label, stage_fault(error))
         else:

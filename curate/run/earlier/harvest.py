@@ -32,6 +32,7 @@ from uhr.curate.run.earlier.files import (
 from uhr.curate.run.earlier.run_file import NAME as RUN_FILE
 from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.rows import PREVIEW, RAN, UNDONE
+from uhr.curate.stages.frames.decode import DecodeStage
 from uhr.manifests import places
 from uhr.manifests.info import UNFINISHED, Parent, Redaction
 from uhr.manifests.manifest import Manifest
@@ -48,6 +49,8 @@ FETCHED = "fetched"
 
 REUSED = "results reused from"
 """The role of a manifest, among the parents of another, whose results that has taken over."""
+
+_DECODED = {column.name for column in DecodeStage.adds}
 
 _VERDICT = tuple(column.name for column in VERDICT)
 
@@ -253,8 +256,10 @@ class _ManifestRows:
         fault = fault_of(reason, error, [stage.label for stage in self.stages])
         if fault[0] is None:
             return -1, _NONE
-        place = [stage.label for stage in self.stages].index(fault[0]) - 1
-        return place, _NONE if reason in self._without else fault
+        number = [stage.label for stage in self.stages].index(fault[0])
+        # a stage before the one that decodes may have been called first, and those between were not
+        decodes = _DECODED.issubset(self.stages[number].columns)
+        return -1 if decodes else number - 1, _NONE if reason in self._without else fault
 
 
 _Fault = tuple[str | None, str | None, str | None]

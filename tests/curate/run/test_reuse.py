@@ -326,3 +326,17 @@ def test_a_run_that_reuses_another_ends_like_one_from_nothing(
     reused = lab.run(tree(after), reuse=(first,))
     lab.calls()
     assert lab.content(reused) == lab.content(lab.run(tree(after)))
+
+
+@pytest.mark.parametrize("digits", [64, 16], ids=["sha256", "phash"])
+def test_stages_before_a_decode_that_failed_were_not_called_whichever_stage_decoded(lab, tmp_path, digits):
+    """A perceptual hash takes the pixels, and a preview is made after the first stage."""
+    (tmp_path / "list.txt").write_text("5" * digits)
+    red = lab.pipeline("Red")["stages"][-1]
+    tree = {"stages": ["header", red, "decode"], "blocklist": str(tmp_path / "list.txt"), "rules": {}}
+    first = lab.run({**tree, "limits": {"pixels": 100}})
+    assert {row["error"].partition(":")[0] for row in first.table().to_pylist()} == {"decode"}
+    assert lab.calls() == {}
+    reused = lab.run(tree, reuse=(first.path,))
+    assert lab.calls() == {"Red": {f"i{number}" for number in range(6)}}
+    assert lab.content(reused) == lab.content(lab.run(tree))
