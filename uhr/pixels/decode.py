@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.formatting import human_bytes
@@ -31,8 +32,8 @@ class PixelLimits(Config):
     fit into a worker; larger stitched panoramas need a higher limit and more memory.
     """
 
-    pixels: int = 400_000_000
-    file_bytes: int = 2_000_000_000
+    pixels: int = Field(400_000_000, gt=0)
+    file_bytes: int = Field(2_000_000_000, gt=0)
 
     def check(self, header: Header) -> None:
         if header.pixels > self.pixels:
