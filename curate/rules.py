@@ -143,6 +143,9 @@ class Judge:
         rejected_by: list[str] = []
         for rule, value in zip(rules, values, strict=True):
             if rule.channel is not None and rule.channel not in left:
+                # a stage of that channel has not seen the row: a null says nothing
+                if self._all_rules and value is False:
+                    rejected_by.append(rule.name)
                 continue
             counts.seen[rule.name] = counts.seen.get(rule.name, 0) + 1
             found = _of_value(rule, row, value)

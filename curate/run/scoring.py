@@ -41,7 +41,7 @@ class ScoreWork(MachineWork):
     def open(self) -> None:
         super().open()
         self._views = list(self.plan.passes[self.number].views)
-        self._judge = Judge(self.plan.schema, self.plan.channels)
+        self._judge = Judge(self.plan.schema, self.plan.channels, self.plan.config.all_rules)
         self._opened: set[str] = set()
         self._earlier: Earlier | None = None
 

@@ -195,7 +195,7 @@ class SampleTable:
         where = f"status = '{KEPT}'" + self._scope(of_patches)
         query = f"SELECT {chosen} FROM samples WHERE {where} ORDER BY {self._order}"
         schema = pa.schema([self._plan.schema.field(name) for name in sorted(columns)])
-        judge = Judge(self._plan.schema, self._plan.channels)
+        judge = Judge(self._plan.schema, self._plan.channels, self._plan.config.all_rules)
         for batch in self._connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS):
             rows = pa.Table.from_batches([batch]).cast(schema).to_pylist()
             rulings = judge.rulings(planned.rules, rows, counts)

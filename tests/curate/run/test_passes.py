@@ -308,6 +308,29 @@ channels:
     assert rows["1"]["channels"] == ["o'k", "first", "all"]
 
 
+def test_rules_of_a_channel_that_is_lost_already_are_in_rejected_by_and_the_funnel_counts_the_first(run):
+    tree = """
+stages: [header, geometry, decode, phash, entropy, {stage: "model_stages:Mean", log: LOG},
+  {stage: rank, of: megapixels}]
+all_rules: true
+channels:
+  lost: {wide: width > 100, busy: entropy > 3, unknown: 1 / (width - width) > 3, bright: mean > 1000,
+    brighter: mean > 2000, best: megapixels_rank > 100}
+  all: {}
+"""
+    manifest, _ = run(NAMES, tree)
+    rows = rows_of(manifest)
+    assert {row["status"] for row in rows.values()} == {"kept"}
+    assert {tuple(row["channels"]) for row in rows.values()} == {("all",)}
+    assert {tuple(row["rejected_by"]) for row in rows.values()} == {
+        ("wide", "busy", "bright", "brighter", "best")
+    }
+    funnel = {rule.name: (rule.seen, rule.rejected) for rule in manifest.info.rules}
+    count = len(rows)
+    assert funnel.pop("wide") == (count, count)
+    assert set(funnel.values()) == {(0, 0)}
+
+
 def test_a_channel_without_rules_makes_another_plan(tmp_path):
     def mark(channels: str) -> str:
         (tmp_path / "p.yaml").write_text(f"stages: [header]\nchannels: {channels}")
