@@ -14,7 +14,8 @@ from typing import Any
 class Site:
     """`address` is the beginning of its URLs. `images` holds bytes by path, `answers` status and headers;
     other paths are faults, by their name: see `_Handler`. `requests` counts the requests by path,
-    `most_at_once` is the largest number at a time.
+    `most_at_once` is the largest number at a time. `delay` are the seconds until an answer; with `together`
+    so many requests have to be there before.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Site:
         self.robots: str | int = 404
         self.requests: Counter[str] = Counter()
         self.delay = 0.0
+        self.together: threading.Barrier | None = None
         self.most_at_once = 0
         self._now = 0
         self._lock = threading.Lock()
@@ -40,7 +42,7 @@ class Site:
         self.answers.clear()
         self.headers.clear()
         self.requests.clear()
-        self.robots, self.delay, self.most_at_once = 404, 0.0, 0
+        self.robots, self.delay, self.together, self.most_at_once = 404, 0.0, None, 0
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -65,8 +67,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path
-        with contextlib.suppress(OSError), self.site.counted(path):
+        # who has an answer may send the next request before this thread goes on
+        with self.site.counted(path):
+            if self.site.together is not None:
+                self.site.together.wait()
             time.sleep(self.site.delay)
+        with contextlib.suppress(OSError):
             if path == "/robots.txt":
                 self._robots()
             elif path in self.site.answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,13 +25,13 @@ def listed(tmp_path, *urls, **http) -> Urls:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_no_more_than_per_host_requests_at_once(site, tmp_path, limit):
-    urls = [f"{site.address}/{number}.jpg" for number in range(8)]
-    site.images.update({f"/{number}.jpg": b"x" for number in range(8)})
-    site.delay = 0.05
-    source = listed(tmp_path, *urls, per_host=limit, concurrency=8, obey=False)
+    urls = [f"{site.address}/{number}.jpg" for number in range(9)]
+    site.images.update({f"/{number}.jpg": b"x" for number in range(9)})
+    site.together, site.delay = threading.Barrier(limit, timeout=60), 0.05
+    source = listed(tmp_path, *urls, per_host=limit, concurrency=9, obey=False)
     source.prefetch([{"uri": url} for url in urls])
     assert site.most_at_once == limit
-    assert sum(site.requests.values()) == 8
+    assert sum(site.requests.values()) == 9
 
 
 def test_a_redirect_takes_a_place_of_the_host_that_it_leads_to(site, http_site, tmp_path):
