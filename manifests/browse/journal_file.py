@@ -87,16 +87,23 @@ class _File(JournalFile):
         if self._handle is None:
             handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                self._lock(handle)
+            except BaseException:
                 os.close(handle)
-                raise UserError(f"another browser is writing reviews to {self._file}", "close it") from None
-            if os.fstat(handle).st_size != self._size:
-                os.close(handle)
-                raise _changed(self.text)
+                raise
             self._handle = handle
             sync(self._file.parent)
         return self._handle
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another browser is writing reviews to {self._file}", "close it") from None
+        except OSError as error:
+            raise UserError(f"{self._file} cannot be locked ({one_line(error)})", FIX) from None
+        if os.fstat(handle).st_size != self._size:
+            raise _changed(self.text)
 
     def close(self) -> None:
         if self._handle is not None:

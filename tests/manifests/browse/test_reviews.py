@@ -1,6 +1,8 @@
 """Reviews are on disk at once, belong to one manifest, and become columns of a new one."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,20 @@ def test_two_browsers_do_not_write_one_journal(manifest: Manifest, file: Path) -
     with pytest.raises(UserError, match="has changed since it was read"):
         second.add([review(manifest, 4)])
     assert len(Journal(file, manifest).reviews) == 1
+
+
+def test_a_folder_without_locks_is_one_line_and_no_file_stays_open(
+    manifest: Manifest, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlocked(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    journal = Journal(file, manifest)
+    monkeypatch.setattr("uhr.manifests.browse.journal_file.fcntl.flock", unlocked)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UserError, match=r"cannot be locked \(.*No locks available\): name another file with"):
+        journal.add([review(manifest, 3)])
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize(
