@@ -24,7 +24,8 @@ from uhr.curate.run.job import CurationRequest, run_file
 from uhr.curate.run.parts import has_previews
 from uhr.curate.run.rows import DECODING, PREVIEWS, VIEWS, Tally
 from uhr.manifests.schema import KEPT, SOURCES, Column
-from uhr.manifests.sources.base import Listing, size_of
+from uhr.manifests.sources.base import Listing
+from uhr.manifests.sources.blobs import size_of
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits
 from uhr.runtime.worker import cores

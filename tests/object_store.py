@@ -13,8 +13,9 @@ DROP = 0
 
 
 class ObjectStoreServer:
-    """`endpoint` is its address. `requests` holds (method, path) of every request; `fault(method, path)` may
-    give a status to fail one with, or `DROP`.
+    """`endpoint` is its address. `requests` holds (method, path) of every request, and `ranges` (path, first,
+    last) of every one for a range of bytes; `fault(method, path)` may give a status to fail one with, or
+    `DROP`.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class ObjectStoreServer:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, int, int]] = []
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -41,6 +43,9 @@ class ObjectStoreServer:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.requests.append((method, path))
+        if "HTTP_RANGE" in environ:
+            first, _, last = environ["HTTP_RANGE"].removeprefix("bytes=").partition("-")
+            self.ranges.append((path, int(first), int(last)))
         status = self.fault(method, path)
         if status == DROP:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

@@ -2,92 +2,95 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.paths import text_path, unescaped
-from uhr.manifests.sources import archive_files
-from uhr.manifests.sources.archive_files import COMPRESSED, TAR, ZIP, Member
-from uhr.manifests.sources.base import (
-    Advance,
-    Item,
-    Listing,
-    LocalPath,
-    Source,
-    items_table,
+from uhr.base.paths import in_store, text_place, unescaped
+from uhr.base.store import StoreError
+from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, Source, items_table
+from uhr.manifests.sources.blobs import Blob, FaultBlob, size_of
+from uhr.manifests.sources.files import places
+from uhr.manifests.sources.files.members import (
+    COMPRESSED,
+    TAR,
+    ZIP,
+    Contents,
+    Index,
+    Member,
+    contents,
+    open_member,
 )
-from uhr.manifests.sources.blobs import Blob
+from uhr.manifests.sources.files.places import File
 from uhr.manifests.sources.pairing import IMAGE_SUFFIXES, sidecars_in
 from uhr.manifests.uris import uri_of
+from uhr.pixels.types import PixelFault
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+AT_ONCE = 8
+"""Archives of a bucket that are listed at once: the time goes into waiting for answers."""
 
 
 class Archives(Source):
     """Zip and tar files. A member has the uri `ARCHIVE/MEMBER`; sidecars are paired as in a folder.
 
-    path: an archive, a folder with archives at any depth, or a pattern (`set-{000..015}.tar`, `*.zip`).
+    path: an archive, a folder with archives at any depth, or a pattern (`set-{000..015}.tar`, `*.zip`); also
+    in a bucket.
     """
 
     kind = "archives"
 
-    path: LocalPath
+    path: AnyPlace
 
     @property
     def _suffixes(self) -> tuple[str, ...]:
         return (TAR, ZIP)
 
     @property
-    def place(self) -> Path:
-        return text_path(self.path)
+    def _endings(self) -> tuple[str, ...]:
+        return (*self._suffixes, *COMPRESSED)
+
+    @property
+    def place(self) -> Path | str:
+        return text_place(self.path)
 
     @cached_property
-    def _base(self) -> Path:
-        """The folder that uris are relative to."""
-        if self.place.is_dir():
-            return self.place
-        plain = re.split(r"[*?\[{]", os.fspath(self.place), maxsplit=1)[0]
-        return Path(plain).parent if plain == os.fspath(self.place) else Path(os.path.dirname(f"{plain}x"))
+    def _base(self) -> Path | str:
+        """The folder or prefix that uris are relative to."""
+        return places.base_of(self.path, self._endings)
 
     @property
     def local_paths(self) -> Sequence[Path]:
-        return (self._base,) if self.place.is_dir() else ()
+        return (self.place,) if isinstance(self.place, Path) and self.place.is_dir() else ()
 
     @property
-    def files(self) -> list[Path]:
+    def addresses(self) -> Sequence[str]:
+        return (self._base,) if isinstance(self._base, str) and self._base == self.path.rstrip("/") else ()
+
+    def lane(self, item: Item) -> str | None:
+        return places.lane_of(self.path)
+
+    @property
+    def files(self) -> list[File]:
         """The archives, sorted. Raises UserError if there is none, or if one is compressed."""
-        if self.place.is_dir():
-            found = [path for path in self.place.rglob("*") if path.is_file()]
-            found = [path for path in found if path.name.lower().endswith((*self._suffixes, *COMPRESSED))]
-        elif self.place.exists():
-            found = [self.place]
-        else:
-            named = {pattern: glob.glob(pattern) for pattern in _expanded(os.fspath(self.place))}
-            found = [Path(name) for names in named.values() for name in names]
-            absent = [pattern for pattern, names in named.items() if not names]
-            if found and absent:
-                what = f"{len(absent)} of the {len(named)} archives at {self.place} do not exist ({absent[0]}"
-                and_others = ", ...)" if len(absent) > 1 else ")"
-                raise UserError(what + and_others, "copy them there, or name fewer")
-        for path in sorted(found):
-            if path.name.lower().endswith(COMPRESSED):
-                what = f"{path} is compressed, so that its members cannot be read at their place"
+        found = places.found(self.path, self._endings, "archives")
+        for file in found:
+            if file.name.lower().endswith(COMPRESSED):
+                what = f"{file} is compressed, so that its members cannot be read at their place"
                 raise UserError(what, "unpack it to a .tar or a folder first")
-            if not path.name.lower().endswith(self._suffixes):
-                raise UserError(f"{path} is not a {' or '.join(self._suffixes)} file", "name an archive")
+            if not file.name.lower().endswith(self._suffixes):
+                raise UserError(f"{file} is not a {' or '.join(self._suffixes)} file", "name an archive")
         if not found:
             names = " or ".join(self._suffixes)
             raise UserError(
                 f"there is no {names} file at {self.place}", "name an archive, or a folder of them"
             )
-        return sorted(found)
+        return found
 
     def check(self) -> None:
         assert self.files
@@ -97,32 +100,37 @@ class Archives(Source):
         counts: Counter[str] = Counter()
         size = 0
         unreadable: list[str] = []
-        for file in self.files:
-            relative = os.path.relpath(file, self._base)
-            try:
-                version = archive_files.archive_version(file)
-                size += file.stat().st_size
-                found = archive_files.contents(file)
-            except OSError as error:
-                found = archive_files.Contents([], 0, str(error.strerror))
-                version = ""
+        for file, found in self._contents():
+            relative, version = places.relative(file.place, self._base), found.version or ""
+            size += size_of(version)
             counts["links_and_devices_in_archives"] += found.others
             if found.damage is not None:
                 fault = "unreadable", f"the archive cannot be read to its end ({found.damage})"
-                rows.append((uri_of(relative), version or None, None, None, *fault))
+                rows.append((relative, found.version, None, None, *fault))
                 unreadable.append(f"{relative} ({found.damage})")
             members, others = self._rows(found.members)
             counts["other_members"] += others
             for member, sidecars in members:
                 fault = (None, None) if member.fault is None else ("unreadable", member.fault)
-                cars = [uri_of(f"{relative}/{car.name}") for car in sidecars] or None
+                cars = [f"{relative}/{uri_of(car.name)}" for car in sidecars] or None
                 versions = ",".join(car.version(version) for car in sidecars) or None
-                uri = uri_of(f"{relative}/{member.name}")
+                uri = f"{relative}/{uri_of(member.name)}"
                 rows.append((uri, member.version(version), cars, versions, *fault))
             advance(len(members))
         if not rows:
             raise UserError(f"the archives at {self.place} contain no file", "name archives of images")
         return Listing(self, items_table(rows), {k: n for k, n in counts.items() if n}, size, unreadable)
+
+    def _contents(self) -> Iterator[tuple[File, Contents]]:
+        """The archives, each with what is in it. Raises UserError if a bucket does not give one."""
+        files = iter(self.files)
+        pool = ThreadPoolExecutor(AT_ONCE if in_store(self.path) else 1)
+        try:
+            # no more than that many are listed before their rows are made
+            while some := list(itertools.islice(files, AT_ONCE)):
+                yield from zip(some, pool.map(_contents, some), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _rows(self, members: list[Member]) -> tuple[list[tuple[Member, list[Member]]], int]:
         """The members that are items, each with its sidecars; and the number of those that are neither."""
@@ -143,27 +151,38 @@ class Archives(Source):
         file, name = self._parted(item["uri"])
         version = item.get("source_version")
         if version is not None and "@" in version:
-            return archive_files.open_member(file, version)
-        if file not in self._indexes:
-            self._indexes[file] = {m.name: m for m in archive_files.contents(file).members}
-        return archive_files.current(file, name, self._indexes[file])
+            return open_member(file, version)
+        try:
+            place = str(file)
+            if place not in self._indexes:
+                self._indexes[place] = Index(file)
+        except StoreError as error:
+            return FaultBlob(PixelFault("unavailable", error.what))
+        except PixelFault as fault:
+            return FaultBlob(fault)
+        return self._indexes[place].open(name)
 
     @cached_property
-    def _indexes(self) -> dict[Path, dict[str, Member]]:
+    def _indexes(self) -> dict[str, Index]:
         """The members by name of the archives that were opened for a row without its version."""
         return {}
 
     @cached_property
-    def _known(self) -> dict[str, Path]:
+    def _known(self) -> dict[str, File]:
         return {}
 
-    def _parted(self, uri: str) -> tuple[Path, str]:
+    def _parted(self, uri: str) -> tuple[File, str]:
         """The archive and the name of the member. Raises UserError if no part of the uri is an archive."""
-        for match in re.finditer(r"\.(?:tar|zip)(?=/|$)", uri, re.IGNORECASE):
+        matches = list(re.finditer(r"\.(?:tar|zip)(?=/|$)", uri, re.IGNORECASE))
+        # what else fails of an object is a fault of its rows: no request is needed to know which one it is
+        certain = len(matches) == 1 and in_store(self.path)
+        for match in matches:
             head = uri[: match.end()]
             if head not in self._known:
-                file = self._base / unescaped(head)
-                if not file.is_file() or ".." in Path(unescaped(head)).parts:
+                if ".." in Path(unescaped(head)).parts:
+                    continue
+                file = places.below(self._base, head)
+                if not certain and not file.exists():
                     continue
                 self._known[head] = file
             return self._known[head], unescaped(uri[match.end() + 1 :])
@@ -199,13 +218,8 @@ def _is_image(name: str) -> bool:
     return name.partition("#")[0].rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
-def _expanded(pattern: str) -> Iterator[str]:
-    """Expand `{000..015}`, as the shards of WebDataset are named."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        yield pattern
-        return
-    first, last = match.groups()
-    for number in range(int(first), int(last) + 1):
-        middle = str(number).zfill(len(first))
-        yield from _expanded(f"{pattern[: match.start()]}{middle}{pattern[match.end() :]}")
+def _contents(file: File) -> Contents:
+    try:
+        return contents(file)
+    except PixelFault as fault:
+        raise UserError(f"{file} cannot be listed ({fault.message})", "repeat the command later") from None

@@ -28,7 +28,7 @@ from uhr.base.paths import in_store, path_text, text_path, text_place, unescaped
 from uhr.manifests.info import Parent, Redaction
 from uhr.manifests.schema import CONTRACT, SOURCE_NAME, Column
 from uhr.manifests.sources import tables
-from uhr.manifests.sources.blobs import Blob
+from uhr.manifests.sources.blobs import Blob, size_of
 
 ITEMS = pa.schema(
     [
@@ -70,8 +70,7 @@ def absolute(text: str) -> str:
     an address of an object store.
     """
     if in_store(text):
-        what = f"{text} is in an object store, and this kind of source reads files of this machine"
-        raise UserError(what, "copy it here, or mount the bucket; s3:// alone reads single images")
+        raise UserError(f"{text} is in an object store, and no folder of this machine", "name the kind s3")
     return path_text(os.path.abspath(text_path(text)))
 
 
@@ -129,12 +128,6 @@ class Listing:
         count = self.items.num_rows
         size = f", {human_bytes(self.bytes)}" if self.bytes else ""
         return f"{count:,} {'file' if count == 1 else 'files'}{size}"
-
-
-def size_of(version: str) -> int:
-    """Return the bytes of an item, with which its version begins; 0 if the source does not know them."""
-    digits = version.partition("-")[0]
-    return int(digits) if digits.isdigit() else 0
 
 
 class TableJoin(Config):

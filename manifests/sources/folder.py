@@ -8,7 +8,6 @@ file.
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
-from uhr.base.paths import is_url, path_text, text_path, unescaped
+from uhr.base.paths import is_url, path_text, text_path
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     BROKEN_LINK,
@@ -28,14 +27,13 @@ from uhr.manifests.sources.base import (
     Listing,
     LocalPath,
     Source,
-    items_table,
-    with_given,
 )
 from uhr.manifests.sources.blobs import LocalBlob
+from uhr.manifests.sources.files import metadata
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import path_of, uri_of
 
-_KINDS = {
+KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt"), ("urls",)),
     ".parquet": ("parquet", "urls"),
     ".zip": ("archives",),
@@ -82,7 +80,7 @@ class Folder(Source):
                 f"the source {self.place} does not exist", "name a folder of images with --source"
             )
         if not self.place.is_dir():
-            kinds = _KINDS.get(self.place.suffix.lower())
+            kinds = KINDS.get(self.place.suffix.lower())
             fix = f"write {' or '.join(f'{kind}:{self.place}' for kind in kinds)}" if kinds else None
             raise UserError(f"the source {self.place} is a file", fix or "name the folder that contains it")
 
@@ -100,46 +98,8 @@ class Folder(Source):
                 "name a folder of images",
             )
         not_opened = {name: walk.not_opened[name] for name in NOT_OPENED}
-        rows, given, unmatched, replaced = self._metadata(walk.rows)
-        items = items_table(rows)
-        if given:
-            items = with_given(items, map(given.get, items["uri"].to_pylist()))
-        if unmatched:
-            not_opened["unmatched_rows"] = unmatched
-        if replaced:
-            not_opened["replaced_rows"] = replaced
-        return Listing(self, items, not_opened, walk.bytes, walk.unreadable)
-
-    def _metadata(self, rows: list[_Row]) -> tuple[list[_Row], dict[str, str], int, int]:
-        """Read the tables METADATA of any folder, which name files in their column FILE_NAME.
-
-        Returns the rows without those of the tables, the values of each file by its uri, and the numbers of
-        rows of tables without a file and of those that another row for the same file replaced. A table that
-        cannot be read stays a row, with the fault.
-        """
-        found: dict[str, str] = {}
-        replaced = 0
-        left: list[_Row] = []
-        for row in rows:
-            folder, slash, name = row[0].rpartition("/")
-            if name not in tables.METADATA or row[4] is not None:
-                left.append(row)
-                continue
-            try:
-                table = tables.read_table(path_of(self.place, row[0]))
-            except UserError as error:
-                left.append((*row[:4], "unreadable", error.what))
-                continue
-            if tables.FILE_NAME not in table.schema.names:
-                left.append(row)
-                continue
-            named: dict[str, str] = {}
-            replaced += tables.add_by_key(named, table, tables.FILE_NAME)
-            for file, values in named.items():
-                found[uri_of(posixpath.normpath(f"{unescaped(folder)}{slash}{file}"))] = values
-        if not found:
-            return left, {}, 0, 0
-        return left, found, len(found.keys() - {row[0] for row in left}), replaced
+        values = metadata.of_rows(walk.rows, lambda uri: tables.read_table(path_of(self.place, uri)))
+        return Listing(self, values.items(), not_opened | values.counts, walk.bytes, walk.unreadable)
 
     def open(self, item: Item) -> LocalBlob:
         uri = item["uri"]
@@ -153,15 +113,12 @@ class Folder(Source):
         return str(self.place)
 
 
-_Row = tuple[str, str | None, list[str] | None, str | None, str | None, str | None]
-
-
 class _Walk:
     """One pass over the tree; `rows` are tuples in the order of `ITEMS`."""
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self.rows: list[_Row] = []
+        self.rows: list[metadata.Row] = []
         self.not_opened: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self.bytes = 0

@@ -1,7 +1,12 @@
-"""A data set of Hugging Face as a source: a hub id, a folder of its files, or what `save_to_disk` wrote."""
+"""A data set of Hugging Face as a source: a hub id, a folder of its files, or what `save_to_disk` wrote.
+
+`datasets` reads files of this machine, so that a folder in a bucket is copied into the user's cache, once on
+each machine for each content.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,18 +14,22 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base.errors import UserError, install, one_line, unknown
+from uhr.base.paths import in_store
+from uhr.base.store import ObjectStore
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import Advance, Item, Listing, items_table
 from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
+from uhr.manifests.sources.files.places import lane_of
 from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
+from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
 
 
 class HuggingFace(TableRows):
     """A split of a data set with an image column, read by the package `datasets`.
 
-    path: a folder, or a hub id, which is downloaded into the cache of `datasets`. name: the configuration.
-    image: the column, by default the only one with images.
+    path: a folder, also in a bucket, or a hub id, which is downloaded into the cache of `datasets`. name: the
+    configuration. image: the column, by default the only one with images.
     """
 
     kind = "hf"
@@ -46,18 +55,32 @@ class HuggingFace(TableRows):
         except ImportError:
             raise UserError(f"hf:{self.path} needs the package datasets", install("all")) from None
 
+    def lane(self, item: Item) -> str | None:
+        return lane_of(self.path)
+
+    @cached_property
+    def _here(self) -> str:
+        """The path or hub id that `datasets` reads. The name of a copy is a hash of its names and ETags."""
+        return os.fspath(ObjectStore(self.path).download("datasets")) if in_store(self.path) else self.path
+
+    @property
+    def _version(self) -> str:
+        """The version of the data set; of a copy it is the same on all machines."""
+        return Path(self._here).name if in_store(self.path) else self.rows._fingerprint
+
     @cached_property
     def rows(self) -> Any:
         """The split, with its images as bytes or paths. Raises UserError if it cannot be loaded."""
         self.check()
         import datasets
 
+        here = Path(self._here)
         try:
-            if (Path(self.path) / "state.json").exists() or (Path(self.path) / "dataset_dict.json").exists():
-                found = datasets.load_from_disk(self.path)
+            if (here / "state.json").exists() or (here / "dataset_dict.json").exists():
+                found = datasets.load_from_disk(self._here)
                 found = found[self.split] if isinstance(found, datasets.DatasetDict) else found
             else:
-                found = datasets.load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+                found = datasets.load_dataset(self._here, self.name, split=self.split, revision=self.revision)
         except Exception as error:  # noqa: BLE001 - a script of the data set, or the hub, may raise anything
             what = f"the data set {self.path} cannot be loaded ({type(error).__name__}: {one_line(error)})"
             raise UserError(what, "check path, name, split and revision") from None
@@ -88,7 +111,7 @@ class HuggingFace(TableRows):
             table = others[start:stop] if others.column_names else pa.table({"": pa.nulls(stop - start)})
             values = zip(tables.given(table, ()), *stated_sizes(table), strict=True)
             for place, (given, *sizes) in enumerate(values, start):
-                version = f"row-{place}@{rows._fingerprint}"
+                version = f"row-{place}@{self._version}"
                 uri = f"{self.split}/{place:08d}"
                 found.append((uri, version, None, None, None, None, given, *sizes))
             advance(stop - start)
@@ -97,7 +120,9 @@ class HuggingFace(TableRows):
         return Listing(self, items_table(found, SCHEMA))
 
     def open(self, item: Item) -> Blob:
-        row = item["uri"].rpartition("/")[2]
+        row, version = item["uri"].rpartition("/")[2], item.get("source_version")
+        if version is not None and in_store(self.path) and version.partition("@")[2] != self._version:
+            return FaultBlob(changed("its data set in the bucket is another one now"))
         if not row.isdigit() or int(row) >= len(self.rows):
             return FaultBlob(PixelFault("unreadable", f"the data set has no row {row}"))
         cell = self.rows[int(row)][self._image_of(self.rows)]
@@ -105,4 +130,4 @@ class HuggingFace(TableRows):
             return FaultBlob(PixelFault("unreadable", "the data set has no image in this row"))
         if cell["bytes"] is None:
             return LocalBlob(cell["path"])
-        return MemoryBlob(cell["bytes"], item.get("source_version"))
+        return MemoryBlob(cell["bytes"], version)

@@ -1,38 +1,35 @@
-"""Parquet tables of images as a source: image bytes in a column, or paths of files of this machine."""
+"""Parquet tables of images as a source: image bytes in a column, or paths of files, here or in a bucket."""
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
-from uhr.base.paths import text_path, unescaped
+from uhr.base.paths import in_store, text_place, unescaped
+from uhr.base.store import StoreError
 from uhr.manifests.sources import tables
-from uhr.manifests.sources.base import (
-    Advance,
-    Item,
-    Listing,
-    LocalPath,
-    items_table,
-    numbered,
-    version_of,
-)
-from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
+from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, items_table, numbered
+from uhr.manifests.sources.blobs import Blob, FaultBlob, MemoryBlob
+from uhr.manifests.sources.files import places
+from uhr.manifests.sources.files.places import File
 from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
-from uhr.manifests.uris import path_of, uri_of
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
 
+SUFFIX = ".parquet"
+
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 FILE_NAMES = ("file_name", "path", "image_path", "file", "filename", "filepath")
+
+READ_AHEAD = 4 * 2**20
+"""Bytes that are read at once of the images of a table in a bucket."""
 
 HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
@@ -42,56 +39,75 @@ class ParquetImages(TableRows):
     """Rows of Parquet files, each with an image: its bytes, alone or in the struct of `datasets.Image`, or
     the path of its file. The other columns go into the rows as those of a JSON sidecar.
 
-    path: a file, a folder or a pattern. image: the column of the bytes. file: the column of the paths, which
-    are relative to `root` (by default to the folder of the table).
+    path: a file, a folder or a pattern, also in a bucket. image: the column of the bytes. file: the column of
+    the paths, which are relative to `root` (by default to the folder or prefix of the table), or addresses
+    (`s3://bucket/name`).
     """
 
     kind = "parquet"
 
-    path: LocalPath
+    path: AnyPlace
     image: str | None = None
     file: str | None = None
-    root: LocalPath | None = None
+    root: AnyPlace | None = None
 
     @property
-    def place(self) -> Path:
-        return text_path(self.path)
+    def place(self) -> Path | str:
+        return text_place(self.path)
+
+    def lane(self, item: Item) -> str | None:
+        return places.lane_of(self._file(item["uri"])[0].place)
 
     def check(self) -> None:
         assert self._files
 
     @property
-    def _files(self) -> list[Path]:
-        return [file for file in tables.table_files(self.path) if file.suffix.lower() == ".parquet"]
+    def _files(self) -> list[File]:
+        files = [f for f in tables.table_files(self.path, (SUFFIX,)) if f.name.lower().endswith(SUFFIX)]
+        if not files:
+            raise UserError(f"{self.place} is no Parquet file", f"name a file that ends with {SUFFIX}")
+        return files
 
     @cached_property
-    def _base(self) -> Path:
-        """The folder that the names of tables are relative to."""
-        return self.place if self.place.is_dir() else Path(os.path.dirname(self.place))
+    def _base(self) -> Path | str:
+        """The folder or prefix that the names of tables are relative to."""
+        return places.base_of(self.path, (SUFFIX,))
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
         seen: dict[str, int] = {}
         for file in self._files:
             try:
-                schema, version = parquet.schema_of(file), version_of(file)
-                tables.check_names(schema.names)
-                name, by_path = self._column(schema, file)
-                plain = [field.name for field in schema if not tables.has_bytes(field.type)]
-                table = parquet.read(file, plain)
+                version = file.version()
+                with file.opened(version) as raw:
+                    made = self._rows_of(file, version, raw, seen)
+            except PixelFault as fault:
+                raise UserError(
+                    f"the table {file} cannot be read ({fault.message})", "repeat the command later"
+                ) from None
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise UserError(
                     f"the table {file} cannot be read ({one_line(error)})", "fix the file"
                 ) from None
-            uris = self._paths(table, name, file, seen) if by_path else self._rows(file, schema, version)
-            given = tables.given(table, (name,))
-            rows += [(*ids, *rest) for ids, *rest in zip(uris, given, *stated_sizes(table), strict=True)]
-            advance(table.num_rows)
+            rows += made
+            advance(len(made))
         if not rows:
             raise UserError(f"{self.place} has no row", "name Parquet files of images")
         return Listing(self, items_table(rows, SCHEMA))
 
-    def _column(self, schema: pa.Schema, file: Path) -> tuple[str, bool]:
+    def _rows_of(self, file: File, version: str, raw: IO[Any], seen: dict[str, int]) -> list[tuple[Any, ...]]:
+        # columns that are near each other in the file are one request
+        with pq.ParquetFile(raw, pre_buffer=True) as opened:
+            schema = opened.schema_arrow
+            tables.check_names(schema.names)
+            name, by_path = self._column(schema, file)
+            plain = [field.name for field in schema if not tables.has_bytes(field.type)]
+            table = opened.read(columns=plain).select(plain)
+        uris = self._paths(table, name, file, seen) if by_path else self._rows(file, table.num_rows, version)
+        given = tables.given(table, (name,))
+        return [(*ids, *rest) for ids, *rest in zip(uris, given, *stated_sizes(table), strict=True)]
+
+    def _column(self, schema: pa.Schema, file: File) -> tuple[str, bool]:
         """The column of the images, and whether it has paths."""
         bytes_in = [field.name for field in schema if _is_image(field.type)]
         table = schema.empty_table()
@@ -115,71 +131,110 @@ class ParquetImages(TableRows):
             urls = {name.casefold() for name in schema.names} & {"url", "image_url"}
             raise UserError(error.what, f"a table of URLs is urls:{file}" if urls else error.fix) from None
 
-    def _rows(self, file: Path, schema: pa.Schema, version: str | None) -> Iterator[tuple[Any, ...]]:
-        relative = os.path.relpath(file, self._base)
-        for row in range(parquet.row_count(file)):
-            yield uri_of(f"{relative}/{row:08d}"), f"row-{row}@{version}", None, None, None, None
+    def _rows(self, file: File, count: int, version: str) -> Iterator[tuple[Any, ...]]:
+        relative = places.relative(file.place, self._base)
+        for row in range(count):
+            yield f"{relative}/{row:08d}", f"row-{row}@{version}", None, None, None, None
 
     def _paths(
-        self, table: pa.Table, name: str, file: Path, seen: dict[str, int]
+        self, table: pa.Table, name: str, file: File, seen: dict[str, int]
     ) -> Iterator[tuple[Any, ...]]:
+        root = self._root(file)
+        named: list[Path | str | None] = []
+        wrong: dict[int, str] = {}
         for row, value in enumerate(table[name].to_pylist()):
-            if not value:
-                fault = "unreadable", "the table has no path in this row"
-                yield f"{uri_of(os.path.relpath(file, self._base))}/{row:08d}", None, None, None, *fault
+            try:
+                named.append(places.joined(root, str(value)) if value else None)
+            except ValueError as error:
+                named.append(None)
+                wrong[row] = str(error)
+        versions = places.versions_of([place for place in named if place is not None])
+        for row, place in enumerate(named):
+            if place is None:
+                fault = "unreadable", wrong.get(row, "the table has no path in this row")
+                yield f"{places.relative(file.place, self._base)}/{row:08d}", None, None, None, *fault
                 continue
-            full = os.path.normpath(os.path.join(self._root(file), str(value)))
-            uri = uri_of(os.path.relpath(full, self._files_below))
-            version = version_of(full)
-            fault = (None, None) if version else ("unreadable", f"there is no file {full}")
-            yield numbered(uri, seen), version, None, None, *fault
+            version = versions.get(place)
+            fault = (None, None) if version else ("unreadable", f"there is no file {place}")
+            yield numbered(places.relative(place, self._files_below), seen), version, None, None, *fault
 
-    def _root(self, file: Path) -> Path:
-        return file.parent if self.root is None else text_path(self.root)
+    def _root(self, file: File) -> Path | str:
+        if self.root is not None:
+            return text_place(self.root)
+        return file.place.rpartition("/")[0] if isinstance(file.place, str) else file.place.parent
 
     @cached_property
-    def _files_below(self) -> Path:
-        """The folder that the uris of files are relative to."""
-        return self._base if self.root is None else text_path(self.root)
+    def _files_below(self) -> Path | str:
+        """The folder or prefix that the uris of files are relative to."""
+        return self._base if self.root is None else text_place(self.root)
+
+    def _file(self, uri: str) -> tuple[File, int | None]:
+        """The file that has the bytes of an item: a table, and the number of the row in it, or an image."""
+        head, _, row = uri.rpartition("/")
+        if head.lower().endswith(SUFFIX) and row.isdigit():
+            return places.below(self._base, head), int(row)
+        name = unescaped(uri.partition("#")[0])
+        if in_store(name):
+            return places.file_at(name), None
+        if in_store(self._files_below):
+            return places.below(self._files_below, uri.partition("#")[0]), None
+        return places.file_at(Path(self._files_below) / name), None
 
     def open(self, item: Item) -> Blob:
-        uri, version = item["uri"], item.get("source_version")
-        head, _, row = uri.rpartition("/")
-        if head.lower().endswith(".parquet") and row.isdigit():
-            return self._bytes(path_of(self._base, head), int(row), version)
-        return LocalBlob(str(self._files_below / unescaped(uri.partition("#")[0])), version)
+        version = item.get("source_version")
+        file, row = self._file(item["uri"])
+        return file.blob(version) if row is None else self._bytes(file, row, version)
 
-    def _bytes(self, file: Path, row: int, version: str | None) -> Blob:
-        now = version_of(file)
-        if now is None or (version is not None and version.partition("@")[2] != now):
-            what = "it was removed" if now is None else "its table is another one now"
-            return FaultBlob(changed(what) if version else PixelFault("unreadable", f"there is no {file}"))
+    def _bytes(self, file: File, row: int, version: str | None) -> Blob:
+        listed = None if version is None else version.partition("@")[2]
         try:
-            data = self._reader(file, now).read(row)
+            data = self._reader(file, listed).read(row)
+        except FileNotFoundError:
+            what = PixelFault("unreadable", f"there is no {file}")
+            return FaultBlob(changed("it was removed") if version else what)
+        except _Replaced:
+            return FaultBlob(changed("its table is another one now"))
+        except PixelFault as fault:
+            return FaultBlob(fault)
+        except StoreError as error:
+            return FaultBlob(PixelFault("unavailable", error.what))
         except (OSError, pa.ArrowException, UserError) as error:
             return FaultBlob(PixelFault("unreadable", f"the table cannot be read ({one_line(error)})"))
         if data is None:
             return FaultBlob(PixelFault("unreadable", "the table has no image in this row"))
         return MemoryBlob(data, version)
 
-    def _reader(self, file: Path, version: str) -> _Rows:
-        if (file, version) not in self._open:
+    def _reader(self, file: File, listed: str | None) -> _Rows:
+        """The rows of a table as it was listed, or as it is. Raises _Replaced if it is another one now."""
+        # requests to a bucket are for the listed version: another one is a fault of theirs
+        version = listed if listed is not None and in_store(file.place) else file.version()
+        if listed not in (None, version):
+            raise _Replaced
+        key = str(file), version
+        if key not in self._open:
             self._open.clear()
-            name, _ = self._column(parquet.schema_of(file), file)
-            self._open[file, version] = _Rows(file, name)
-        return self._open[file, version]
+            self._open[key] = _Rows(file, version, self._column)
+        return self._open[key]
 
     @cached_property
-    def _open(self) -> dict[tuple[Path, str], _Rows]:
+    def _open(self) -> dict[tuple[str, str], _Rows]:
         """The table that this process reads."""
         return {}
+
+
+class _Replaced(Exception):
+    """A table has another version than when it was listed."""
 
 
 class _Rows:
     """Reads single rows of a column of images, forward from the last one; keeps the last HELD bytes."""
 
-    def __init__(self, file: Path, name: str) -> None:
-        self._file, self._name = pq.ParquetFile(file), name
+    def __init__(
+        self, file: File, version: str, column: Callable[[pa.Schema, File], tuple[str, bool]]
+    ) -> None:
+        ahead = READ_AHEAD if in_store(file.place) else 0
+        self._file = pq.ParquetFile(file.opened(version), buffer_size=ahead)
+        self._name, _ = column(self._file.schema_arrow, file)
         self._starts = [0]
         for group in range(self._file.num_row_groups):
             self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
@@ -198,9 +253,9 @@ class _Rows:
         if not self._starts[group] <= self._next <= row:
             self._next, self._cells = self._starts[group], self._from(group)
         while self._next <= row:
-            cell = next(self._cells)
-            self._hold(self._next, cell)
-            self._next += 1
+            at, self._next = self._next, -1  # if this fails, the next call begins anew
+            self._hold(at, next(self._cells))
+            self._next = at + 1
         return self._held[row]
 
     def _from(self, group: int) -> Iterator[bytes | None]:

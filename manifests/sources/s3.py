@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
+import posixpath
+import tempfile
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+
+import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.base.paths import unescaped
-from uhr.base.store import ObjectChanged, ObjectStore, StoreError
-from uhr.manifests.sources.base import (
-    Advance,
-    Item,
-    Listing,
-    Source,
-    items_table,
-    size_of,
-)
-from uhr.manifests.sources.blobs import Blob
+from uhr.base.store import ObjectStore
+from uhr.manifests.sources import tables
+from uhr.manifests.sources.base import Advance, Item, Listing, Source
+from uhr.manifests.sources.blobs import S3Blob, size_of
+from uhr.manifests.sources.files import metadata
+from uhr.manifests.sources.files.places import lane_of
+from uhr.manifests.sources.folder import KINDS
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import uri_of
-from uhr.pixels.decode import PixelLimits, check_bytes
-from uhr.pixels.files import changed
-from uhr.pixels.types import PixelFault
 
 
 class S3(Source):
@@ -62,7 +59,7 @@ class S3(Source):
         for name, version in versions.items():
             folder, _, last = name.rpartition("/")
             folders.setdefault(folder, {})[last] = version
-        rows: list[tuple[Any, ...]] = []
+        rows: list[metadata.Row] = []
         for folder, names in folders.items():
             prefix = f"{folder}/" if folder else ""
             owned = sidecars_in(names, names)
@@ -74,58 +71,26 @@ class S3(Source):
                 rows.append((uri_of(prefix + name), names[name], uris, joined, None, None))
             advance(len(names))
         if not rows:
-            raise UserError(f"the source {self.path} contains no object", "name a prefix with images")
-        return Listing(self, items_table(rows), {}, sum(map(size_of, versions.values())))
+            kinds = KINDS.get(posixpath.splitext(self.path.rstrip("/"))[1].lower(), ())
+            fix = " or ".join(f"{kind}:{self.path}" for kind in kinds)
+            raise UserError(
+                f"the source {self.path} contains no object",
+                f"write {fix}, if it is an object" if fix else "name a prefix with images",
+            )
+        values = metadata.of_rows(rows, self._table)
+        return Listing(self, values.items(), values.counts, sum(map(size_of, versions.values())))
+
+    def _table(self, uri: str) -> pa.Table:
+        """Read a table from a copy, which is removed."""
+        with tempfile.TemporaryDirectory(prefix="uhr-tables-") as copies:
+            file = self.store.fetch_into(Path(copies), unescaped(uri))
+            try:
+                return tables.read_table(file)
+            except UserError as error:
+                raise UserError(error.what.replace(copies, self.path.rstrip("/")), error.fix) from None
 
     def lane(self, item: Item) -> str | None:
-        return f"bucket {self.path.removeprefix('s3://').partition('/')[0]}"
+        return lane_of(self.path)
 
     def open(self, item: Item) -> S3Blob:
         return S3Blob(self.store, unescaped(item["uri"]), item.get("source_version"))
-
-
-class S3Blob(Blob):
-    """An object; if `version` is set, each request is for its ETag. A range is one request."""
-
-    __slots__ = ("_name", "_store", "path", "version")
-
-    def __init__(self, store: ObjectStore, name: str, version: str | None) -> None:
-        self._store, self._name = store, name
-        self.version = version
-        self.path = None
-
-    @property
-    def size(self) -> int:
-        if self.version is not None:
-            return size_of(self.version)
-        with self._faults():
-            return self._store.size(self._name)
-
-    def at(self, offset: int, count: int) -> bytes:
-        count = min(count, self.size - offset)
-        return self._get(offset, count) if count > 0 else b""
-
-    def read(self, limits: PixelLimits | None = None) -> bytes:
-        check_bytes(self.size, limits or PixelLimits())
-        return self._get(0, None)
-
-    def check_unchanged(self) -> None:
-        """Do nothing: every request was for the listed ETag."""
-
-    def _get(self, offset: int, count: int | None) -> bytes:
-        etag = None if self.version is None else self.version.partition("-")[2]
-        with self._faults():
-            return self._store.read_range(self._name, etag, offset, count)
-
-    @contextlib.contextmanager
-    def _faults(self) -> Generator[None]:
-        try:
-            yield
-        except ObjectChanged:
-            raise changed("its ETag is another than when it was listed") from None
-        except FileNotFoundError:
-            if self.version is not None:
-                raise changed("it was removed after it was listed") from None
-            raise PixelFault("unreadable", "there is no such object") from None
-        except StoreError as error:
-            raise PixelFault("unavailable", error.what) from None

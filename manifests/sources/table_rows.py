@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from uhr.base.paths import in_store
 from uhr.manifests.schema import STATED, Column
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import GIVEN, ITEMS, Source
@@ -27,7 +28,11 @@ class TableRows(Source):
     @property
     def local_paths(self) -> Sequence[Path]:
         folder = Path(self.place)
-        return (folder,) if folder.is_dir() else ()
+        return (folder,) if not in_store(self.place) and folder.is_dir() else ()
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return (self.place,) if in_store(self.place) else ()
 
 
 def stated_sizes(

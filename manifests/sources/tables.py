@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fnmatch
-import glob
 import io
 import json
 import math
-import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +16,10 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line, unknown
-from uhr.base.paths import in_store, text_path
+from uhr.base.paths import in_store, text_place
 from uhr.base.store import ObjectStore
+from uhr.manifests.sources.files import places
+from uhr.manifests.sources.files.places import File
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 
@@ -28,61 +27,46 @@ LINE = "line"
 """The only column of a .txt file."""
 
 
-def table_files(path: str) -> list[Path]:
-    """The files that a path, a folder or a pattern (`part-*.parquet`) names, sorted.
+def table_files(path: str, suffixes: Sequence[str] = SUFFIXES[:-1]) -> list[File]:
+    """The tables that a path or an address, a folder or a pattern (`part-*.parquet`) names, sorted.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none. A text in a folder of tables is a licence or a description.
     """
-    place = text_path(path)
-    if place.is_dir():
-        # a text in a folder of tables is a licence or a description
-        found = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in SUFFIXES[:-1]]
-    elif place.exists():
-        found = [place]
-    else:
-        found = sorted(map(Path, glob.glob(os.fspath(place), recursive=True)))
+    # an address with any of the suffixes is that of one object
+    single = in_store(path) and places.is_single(path, SUFFIXES)
+    found = places.found(path, SUFFIXES if single else suffixes, "tables")
     if not found:
         raise UserError(
-            f"there is no table at {place}", f"name a file that ends with {' or '.join(SUFFIXES)}"
+            f"there is no table at {text_place(path)}", f"name a file that ends with {' or '.join(SUFFIXES)}"
         )
     return found
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Generator[Iterable[Path]]:
-    """Yield the files of `table_files`. Of an address in an object store, which may also be a folder or a
-    pattern of names, they are copies, each of which is removed when the next one is made.
+    """Yield the files of `table_files`. Of an address in an object store they are copies, each of which is
+    removed when the next one is made.
 
     Raises UserError if there is none.
     """
+    files = table_files(path)
     if not in_store(path):
-        yield table_files(path)
+        yield [Path(file.place) for file in files]
         return
-    folder, _, last = path.rstrip("/").rpartition("/")
-    if not folder.endswith("/") and last.lower().endswith(SUFFIXES):  # or it is the name of a bucket
-        store = ObjectStore(folder)
-        pattern = glob.has_magic(last)
-        names = [n for n in store.names() if fnmatch.fnmatchcase(n, last)] if pattern else [last]
-        names = [name for name in names if "/" not in name and (pattern or store.exists(name))]
-    else:
-        store = ObjectStore(path)
-        names = [name for name in store.names() if name.lower().endswith(SUFFIXES[:-1])]
-    if not names:
-        raise UserError(
-            f"there is no table at {path}", f"name an object that ends with {' or '.join(SUFFIXES)}"
-        )
+    base = str(places.base_of(path, SUFFIXES))
+    store = ObjectStore(base)
     with tempfile.TemporaryDirectory(prefix="uhr-tables-") as copies:
 
         def copied() -> Iterator[Path]:
-            for name in sorted(names):
+            for each in files:
                 # one at a time: the tables of a published set have gigabytes
-                yield (file := store.fetch_into(Path(copies), name))
+                yield (file := store.fetch_into(Path(copies), str(each)[len(base) + 1 :]))
                 file.unlink()
 
         try:
             yield copied()
         except UserError as error:
-            raise UserError(error.what.replace(copies, store.text), error.fix) from None
+            raise UserError(error.what.replace(copies, base), error.fix) from None
 
 
 def read_table(file: Path) -> pa.Table:

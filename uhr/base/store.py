@@ -293,6 +293,8 @@ class ObjectStore(Store):
         """`SIZE-ETAG` of an object. Raises FileNotFoundError if there is none."""
         with self._store_errors(name, missing=True):
             info = self._files.info(f"{self._root}/{name}")
+            if info["type"] == "directory":
+                raise FileNotFoundError(f"{self.place(name)} is a prefix")
         return _version(info["size"], info.get("ETag"))
 
     def download(self, cache: str) -> Path:
@@ -330,12 +332,12 @@ class ObjectStore(Store):
                     self.fetch_into(files, path[len(self._root) + 1 :])
             (Path(part) / "files").rename(folder)
 
-    def versions(self) -> dict[str, str]:
-        """Return `SIZE-ETAG` of every object below the prefix, by name. The empty objects that some
-        tools create as folders are left out."""
+    def versions(self, start: str = "") -> dict[str, str]:
+        """Return `SIZE-ETAG` of every object below the prefix whose name begins with `start`, by name. The
+        empty objects that some tools create as folders are left out."""
         with self._store_errors(""):
             try:
-                found = self._files.find(self._root, detail=True)
+                found = self._files.find(self._root, detail=True, prefix=start)
             except FileNotFoundError:
                 return {}
         names = {path[len(self._root) + 1 :]: info for path, info in found.items()}

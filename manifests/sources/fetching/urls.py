@@ -78,10 +78,6 @@ class Urls(TableRows):
     def place(self) -> Path | str:
         return text_place(self.path)
 
-    @property
-    def addresses(self) -> Sequence[str]:
-        return (self.path,) if in_store(self.path) else ()
-
     def check(self) -> None:
         if not in_store(self.path):
             tables.table_files(self.path)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,9 +296,17 @@ def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
     three, images, s3, command, uhr, tmp_path
 ):
     client = boto3.client("s3")
-    for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "trip/0.png", "truncated.jpg", "flat.png"):
+    for name in ("1.jpg", "trip/0.png", "flat.png"):
         client.upload_file(str(images / name), s3.bucket, f"images/{name}")
-    words = ("curate", "run", "quickstart", "--source", f"s3://{s3.bucket}/images", "--set", "unit=2")
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        for name in ("3.jpg", "5.jpg", "5.txt", "truncated.jpg"):
+            shard.add(images / name, name)
+    client.upload_file(str(tmp_path / "s.tar"), s3.bucket, "shards/s-00.tar")
+    trees = {
+        "images": {"kind": "s3", "path": f"s3://{s3.bucket}/images"},
+        "shards": {"kind": "webdataset", "path": f"s3://{s3.bucket}/shards/s-{{00..00}}.tar"},
+    }
+    words = ("curate", "run", "quickstart", "--set", f"sources={json.dumps(trees)}", "--set", "unit=2")
     out = f"s3://{s3.bucket}/out"
     code, printed, errors = command(*words, "--out", out, "--address", three.address, "--workers", 1)
     assert code == 0, errors

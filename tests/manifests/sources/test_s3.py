@@ -169,8 +169,14 @@ def test_a_vendors_table_in_a_bucket_is_joined(s3, bucket, lists):
         ("urls:s3://x.csv", r"s3://x\.csv"),
         ("urls:s3://BUCKET/other", r"there is no table at s3://BUCKET/other"),
         ("manifest:s3://BUCKET/set", "s3://BUCKET/set"),
-        ("webdataset:s3://BUCKET/set", "in an object store, and this kind of source reads files of this"),
-        ("parquet:s3://BUCKET/lists", "s3://BUCKET/lists is in an object store"),
+        ("webdataset:s3://BUCKET/set", r"there is no \.tar file at s3://BUCKET/set"),
+        ("archives:s3://BUCKET/no.zip", r"there is no \.tar or \.zip file at s3://BUCKET/no\.zip"),
+        ("archives:s3://x.zip", r"the source s3://x\.zip names no object"),
+        ("parquet:s3://BUCKET/lists", r"s3://BUCKET/lists/part-0\.parquet has no column .*urls:s3://BUCKET"),
+        ("parquet:s3://BUCKET/bad.csv", r"there is no Parquet|is no Parquet file"),
+        ("folder:s3://BUCKET/set", "is a URL, not a path: name a folder or s3://bucket/prefix"),
+        ("s3://BUCKET/bad.csv", r"contains no object: write urls:s3://BUCKET/bad\.csv"),
+        ("hf:s3://BUCKET/nothing", "s3://BUCKET/nothing contains nothing"),
     ],
 )
 def test_what_cannot_be_read_from_a_bucket_is_one_line(s3, bucket, lists, tmp_path, source, message):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from uhr.base.errors import one_line
-from uhr.base.files import file_version
 from uhr.manifests.sources.base import numbered
 from uhr.manifests.sources.blobs import Blob, FaultBlob, RangeBlob
+from uhr.manifests.sources.files.places import File
 from uhr.pixels.decode import PixelLimits, check_bytes
-from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.types import PixelFault
 
 TAR, ZIP = ".tar", ".zip"
@@ -57,31 +54,44 @@ class Member(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What an archive has: members by unique name, the number of links, devices and folders in it, and why
-    it could not be read to its end."""
+    """What an archive of a version has: members by unique name, the number of links, devices and folders in
+    it, and why it could not be read to its end."""
 
+    version: str | None
     members: list[Member]
     others: int
     damage: str | None
 
 
-def contents(file: Path) -> Contents:
-    """List an archive. A damaged one has the members up to the damage. Raises nothing for what is in it."""
+def contents(file: File) -> Contents:
+    """List an archive. A damaged one has the members up to the damage, and one that cannot be looked at has
+    no version. Of an archive in a bucket only the blocks that its headers are in are read.
+
+    Raises PixelFault("unavailable") and StoreError if its bucket fails.
+    """
     found: list[Member] = []
-    others, damage = 0, None
+    others, damage, version = 0, None, None
     try:
-        for member in _zip(file) if file.suffix.lower() == ZIP else _tar(file):
-            if member is None:
-                others += 1
-            else:
-                found.append(member)
+        version = file.version()
+        with file.opened(version) as raw:
+            for member in _zip(raw) if file.name.lower().endswith(ZIP) else _tar(raw):
+                if member is None:
+                    others += 1
+                else:
+                    found.append(member)
+    except OSError as error:
+        damage = error.strerror or one_line(error) or type(error).__name__
     except DAMAGED as error:
         damage = one_line(error) or type(error).__name__
-    return Contents(_unique(found), others, damage)
+    except PixelFault as fault:
+        if fault.kind == "unavailable":
+            raise
+        damage = fault.message
+    return Contents(version, _unique(found), others, damage)
 
 
-def _tar(file: Path) -> Iterator[Member | None]:
-    with tarfile.open(file, "r:") as tar:
+def _tar(raw: IO[Any]) -> Iterator[Member | None]:
+    with tarfile.open(fileobj=raw, mode="r:") as tar:
         while (member := tar.next()) is not None:
             name = member.name.removeprefix("./").lstrip("/")
             if member.isreg() and member.issparse():
@@ -91,15 +101,14 @@ def _tar(file: Path) -> Iterator[Member | None]:
             elif not member.isdir():
                 yield None
         end = tar.offset
-    with open(file, "rb") as raw:
-        raw.seek(end)
-        if any(raw.read(_BLOCK)):
-            # tarfile takes a damaged header for the end
-            raise tarfile.ReadError(f"the header at byte {end:,} is damaged")
+    raw.seek(end)
+    if any(raw.read(_BLOCK)):
+        # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"the header at byte {end:,} is damaged")
 
 
-def _zip(file: Path) -> Iterator[Member | None]:
-    with zipfile.ZipFile(file) as packed, open(file, "rb") as raw:
+def _zip(raw: IO[Any]) -> Iterator[Member | None]:
+    with zipfile.ZipFile(raw) as packed:
         for info in packed.infolist():
             if info.is_dir():
                 continue
@@ -126,39 +135,46 @@ def _unique(members: list[Member]) -> list[Member]:
     return [member._replace(name=numbered(member.name, seen)) for member in members]
 
 
-def open_member(file: Path, version: str) -> Blob:
+def open_member(file: File, version: str) -> Blob:
     """The bytes of the member that has this `source_version` in an archive."""
     member, _, archive = version.partition("@")
     size, _, rest = member.partition("-")
     offset, _, packed = rest.partition("z")
-    return blob_of(file, archive, int(size), int(offset), int(packed) if packed else None)
+    return _blob(file.blob(archive), int(size), int(offset), int(packed) if packed else None)
 
 
-def blob_of(file: Path, archive: str | None, size: int, offset: int, packed: int | None) -> Blob:
-    """The bytes of a member; `archive` is the version of the file, if only that is wanted."""
-    if packed is None:
-        return RangeBlob(str(file), archive, offset, size)
-    return DeflatedBlob(str(file), archive, offset, size, packed)
+def _blob(whole: Blob, size: int, offset: int, packed: int | None) -> Blob:
+    return RangeBlob(whole, offset, size) if packed is None else DeflatedBlob(whole, offset, size, packed)
 
 
-def current(file: Path, name: str, index: dict[str, Member]) -> Blob:
-    """The bytes of a member by its name, in whatever version the archive has now."""
-    member = index.get(name)
-    if member is None:
-        return FaultBlob(PixelFault("unreadable", f"{file.name} has no member {name}"))
-    if member.fault is not None:
-        return FaultBlob(PixelFault("unreadable", member.fault))
-    return blob_of(file, None, member.size, member.offset, member.packed)
+class Index:
+    """The members of one archive by name, in the version that it has now."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._contents = contents(file)
+        self._members = {member.name: member for member in self._contents.members}
+
+    def open(self, name: str) -> Blob:
+        """The bytes of a member."""
+        member = self._members.get(name)
+        if member is None:
+            damage = "" if self._contents.damage is None else f" ({self._contents.damage})"
+            return FaultBlob(PixelFault("unreadable", f"{self._file.name} has no member {name}{damage}"))
+        if member.fault is not None:
+            return FaultBlob(PixelFault("unreadable", member.fault))
+        whole = self._file.blob(self._contents.version)
+        return _blob(whole, member.size, member.offset, member.packed)
 
 
 class DeflatedBlob(Blob):
     """A deflated member of a zip file: `size` bytes, which have `packed` bytes from `offset`."""
 
-    __slots__ = ("_file", "_offset", "_packed", "_size", "path", "version")
+    __slots__ = ("_offset", "_packed", "_size", "_whole", "path", "version")
 
-    def __init__(self, file: str, version: str | None, offset: int, size: int, packed: int) -> None:
-        self._file, self._offset, self._size, self._packed = file, offset, size, packed
-        self.version = version
+    def __init__(self, whole: Blob, offset: int, size: int, packed: int) -> None:
+        self._whole, self._offset, self._size, self._packed = whole, offset, size, packed
+        self.version = whole.version
         self.path = None
 
     @property
@@ -176,18 +192,17 @@ class DeflatedBlob(Blob):
         return data
 
     def check_unchanged(self) -> None:
-        if self.version is not None:
-            stat_file(self._file, self.version)
+        self._whole.check_unchanged()
 
     def _inflated(self, count: int) -> bytes:
         """The first `count` bytes, and no more, whatever the data would expand to."""
         # deflated bytes are rarely more than the bytes themselves: what is needed of them is read in steps
         inflate = zlib.decompressobj(-15)
         found, place, step = b"", 0, max(1 << 14, min(count, self._packed))
-        with open_version(self._file, self.version) as handle:
+        with self._whole.reading() as at:
             try:
                 while len(found) < count and place < self._packed and not inflate.eof:
-                    data = os.pread(handle, min(step, self._packed - place), self._offset + place)
+                    data = at(self._offset + place, min(step, self._packed - place))
                     if not data:
                         break
                     place += len(data)
@@ -195,8 +210,3 @@ class DeflatedBlob(Blob):
             except zlib.error as error:
                 raise PixelFault("corrupt", f"its deflated bytes are damaged ({one_line(error)})") from None
         return found
-
-
-def archive_version(file: Path) -> str:
-    """The version of an archive now. Raises OSError if it cannot be looked at."""
-    return file_version(os.stat(file))
