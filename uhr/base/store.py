@@ -415,7 +415,7 @@ class ObjectStore(Store):
                 raise
             what, fix = description
             place = self.place(name) if name else self.text
-            if fix == _NO_BUCKET[1]:
+            if description is _NO_BUCKET:
                 place = f"s3://{self._root.partition('/')[0]}"
             raise StoreError(f"{place}: {what}", fix) from error
 

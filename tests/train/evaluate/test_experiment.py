@@ -201,14 +201,18 @@ import os, pathlib, sys, time
 own, other = pathlib.Path({own!r}), pathlib.Path({other!r})
 own.mkdir(exist_ok=True)
 (own / "began").write_text(sys.argv[1] + os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-while not (other / "began").exists():
+for _ in range(6000):
+    if (other / "began").exists():
+        break
     time.sleep(0.01)
+else:
+    sys.exit("the other one has not begun")
 (own / "done-0").write_text("")
 """
 
 
 def test_arms_run_at_the_same_time_each_on_a_gpu_of_its_own(monkeypatch):
-    """Each command waits for the other one to begin: one after the other, they would never end."""
+    """Each command waits for the other one to begin: one after the other, the first would fail."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,9")
     scripts = {own: [WAIT.format(own=own, other=other)] for own, other in (("a", "b"), ("b", "a"))}
     made = Scripts(monkeypatch, **scripts)
