@@ -2,10 +2,10 @@
 
     python -m benchmarks.curation.peers --python PEER/bin/python [--images FOLDER] [--rounds N]
 
-The peers (cleanvision, py-data-juicer, imagehash) need not be installed beside uhr: `--python` is an
-interpreter that has some of them, and may be given several times. A peer that none of them has is reported as
-absent, and nothing is claimed of it. Each runs in a process of its own, on one thread, interleaved with ours,
-and the least of several rounds counts: CPU seconds without imports and compilation.
+The peers (cleanvision, py-data-juicer, imagehash, imagededup) need not be installed beside uhr: `--python` is
+an interpreter that has some of them, and may be given several times. A peer that none of them has is reported
+as absent, and nothing is claimed of it. Each runs in a process of its own, on one thread, interleaved with
+ours, and the least of several rounds counts: CPU seconds without imports and compilation.
 """
 
 from __future__ import annotations
@@ -89,6 +89,18 @@ pairs = [(a, b) for i, a in enumerate(hashes) for b in hashes[i + 1 :] if a - b 
 print(json.dumps([time.process_time() - start, len(files), importlib.metadata.version("imagehash")]))
 """
 
+_IMAGEDEDUP = """
+import importlib.metadata, json, logging, os, sys
+logging.disable(logging.INFO)
+from imagededup.methods import PHash
+hasher = PHash(verbose=False)
+start = sum(os.times()[:4])
+# it computes in processes of its own
+encodings = hasher.encode_images(sys.argv[1], num_enc_workers=0)
+found = hasher.find_duplicates(encoding_map=encodings, max_distance_threshold=4, num_dist_workers=0)
+print(json.dumps([sum(os.times()[:4]) - start, len(found), importlib.metadata.version("imagededup")]))
+"""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -123,6 +135,14 @@ COMPARISONS = (
         "near-duplicates",
         "imagehash",
         _IMAGEHASH,
+        HASHES,
+        {},
+        copies=4,
+    ),
+    Comparison(
+        "near-duplicates",
+        "imagededup",
+        _IMAGEDEDUP,
         HASHES,
         {},
         copies=4,
