@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from uhr.base.config import build
 from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
+from uhr.base.pages.template import THEME
 from uhr.manifests.browse.filters import Filter
 from uhr.manifests.browse.session import Decision, Distributions, Page, Saving, Session, Stopped
 from uhr.manifests.browse.thumbnails import Fault
@@ -32,10 +33,11 @@ HERE = Path(__file__).parent
 HOST = "127.0.0.1"
 
 FILES = {
-    "": ("page.html", "text/html; charset=utf-8"),
-    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "": (HERE / "page.html", "text/html; charset=utf-8"),
+    "theme.css": (THEME, "text/css; charset=utf-8"),
+    "page.css": (HERE / "page.css", "text/css; charset=utf-8"),
     **{
-        f"{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        f"{name}.js": (HERE / f"{name}.js", "text/javascript; charset=utf-8")
         for name in ("common", "list", "page", "ranges", "record", "review")
     },
 }
@@ -175,8 +177,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _get(self, path: str) -> tuple[bytes, str]:
         session = self._server.session
         if path in FILES:
-            name, kind = FILES[path]
-            return (HERE / name).read_bytes(), kind
+            file, kind = FILES[path]
+            return file.read_bytes(), kind
         if path == "facts":
             return _json(session.facts()), "application/json"
         what, _, number = path.partition("/")

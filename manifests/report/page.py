@@ -13,9 +13,10 @@ import duckdb
 import pyarrow as pa
 import yaml
 
-from uhr.base.console import Advance, counted, progress, shown
-from uhr.base.errors import UserError, install, one_line
-from uhr.base.formatting import first_words, number, share
+from uhr.base.console import Advance, progress
+from uhr.base.errors import UserError
+from uhr.base.formatting import number
+from uhr.base.pages.template import template
 from uhr.base.paths import in_store
 from uhr.base.store import output_file
 from uhr.manifests.lineage import lineage, summary
@@ -83,13 +84,13 @@ def render(manifest: Manifest) -> str:
 
     It has at most LARGEST bytes in UTF-8: with fewer images where texts take much of it.
     """
-    template = _template()
+    page = _template()
     with progress("report", 4, "steps") as advance:
         content = _content(manifest, advance)
         names = content["scores"]
         for budget in (gallery.BUDGET, gallery.BUDGET // 4, 0):
             images = gallery.groups(manifest, names, budget)
-            html = template.render(groups=images, **content)
+            html = page.render(groups=images, **content)
             if len(html.encode()) <= LARGEST:
                 break
         advance()
@@ -141,21 +142,7 @@ def _content(manifest: Manifest, advance: Advance) -> dict[str, Any]:
 @functools.cache
 def _template() -> jinja2.Template:
     """Compile the page's template, once: it takes 0.1 s. Raises UserError if jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError(f"the report needs jinja2 ({one_line(error)})", install("curate")) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(number=number, counted=counted, share=share, first_words=first_words)
-    # escape control characters and those that change the text direction; `operation` has several lines
-    environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
-    return environment.get_template("report.html")
+    return template(HERE / "report.html", extra="curate")
 
 
 def _query(path: Path) -> str:

@@ -84,3 +84,30 @@ def test_nothing_is_cut_or_covered_in_any_window(page: Any, width: int) -> None:
         page.run(f"document.querySelectorAll('svg').forEach((one, n) => {mark})")
         assert page.overlaps("svg.now text") == []
     assert page.overlaps(".card, .tile") == []
+
+
+def test_the_page_is_dark_where_the_system_is_and_its_texts_stay_legible(page: Any) -> None:
+    luma = """(of) => {
+        const [r, g, b] = of.match(/[\\d.]+/g).map(Number);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    }"""
+    styles = """[
+            ["body", "color"], ["body", "backgroundColor"],
+            [".tile", "backgroundColor"], [".tile span", "color"],
+        ].map(([one, what]) => luma(getComputedStyle(document.querySelector(one))[what]))"""
+    found = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.call("Emulation.setEmulatedMedia", features=features)
+        found[scheme] = page.run(f"(() => {{ const luma = {luma}; return {styles}; }})()")
+    ink, ground, card, soft = found["light"]
+    assert max(ink, soft) < 110 < 230 < min(ground, card)
+    ink, ground, card, soft = found["dark"]
+    assert max(ground, card) < 50 < 140 < min(ink, soft)
+
+
+def test_a_table_that_goes_on_has_a_shadow_at_its_edge(page: Any) -> None:
+    page.resize(390, 900)
+    table = "document.querySelector('.card.scroll')"
+    assert page.run(f"{table}.scrollWidth > {table}.clientWidth")
+    assert "gradient" in page.run(f"getComputedStyle({table}).backgroundImage")

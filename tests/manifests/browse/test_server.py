@@ -47,7 +47,7 @@ def server(
 
 
 def test_the_page_and_its_files_are_there_and_load_nothing_else(server: BrowseServer) -> None:
-    for path in ("", "page.css", "page.js", "common.js", "list.js", "record.js", "review.js"):
+    for path in ("", "theme.css", "page.css", "page.js", "common.js", "list.js", "record.js", "review.js"):
         status, headers, data = request(server, path)
         assert status == 200, path
         assert headers["Content-Security-Policy"].startswith("default-src 'none'")

@@ -1,0 +1,1 @@
+"""What all HTML pages share: how a template is compiled, colours and fonts."""
