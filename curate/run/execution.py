@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from uhr.base import parquet
+from uhr.base import hub, parquet
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import Unfinished
 from uhr.curate.faults import TRANSIENT
+from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import ModelSegment, Pass
 from uhr.curate.rules import RuleCounts
@@ -75,6 +76,8 @@ def passes_run(
     """
     this = plan.passes[0]
     with contextlib.ExitStack() as stack:
+        # a branch of a model's repository may move while the run goes on
+        stack.enter_context(hub.pinned(machine.commits(plan.stages)))
         table = None
         if len(plan.passes) > 1 or this.sets:
             table = stack.enter_context(SampleTable(folder, plan))

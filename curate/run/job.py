@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from uhr.base import hub
 from uhr.base.arrow import table_hash
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError, unknown
@@ -23,7 +22,6 @@ from uhr.base.files import saving
 from uhr.base.paths import in_store, path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.curate.faults import DOWNLOAD, KINDS
-from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit, during_run, funnel
 from uhr.curate.run.earlier.harvest import of_units, redactions_at, take
@@ -279,8 +277,6 @@ def _do_passes(
         _prepare(request, described)
         source = during_run(request.source, request.out, DOWNLOAD in request.retry)
         with (
-            # a branch of a model's repository may move while the run goes on
-            hub.pinned(machine.commits(plan.stages)),
             passes_run(plan, folder, listing.items, source, runner, described, request.retry) as finished,
             progress("commit", finished.rows, "rows") as advance,
         ):
