@@ -113,6 +113,7 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
 
 
 S3_OR_LOCAL = """
+eval run patches-4k --images i --out o --prompts ADDRESS
 train encode m --model x --out ADDRESS
 train plan lora --model x --data ADDRESS
 train run lora --model x --data ADDRESS --out o

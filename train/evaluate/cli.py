@@ -47,11 +47,11 @@ Sets = Annotated[
     ),
 ]
 Prompts = Annotated[
-    Path | None,
+    Any,
     typer.Option(
-        parser=local("--prompts"),
+        parser=anywhere("--prompts"),
         metavar="PATH",
-        help="The protocol's prompts, in the layout that `uhr eval show` names.",
+        help="The protocol's prompts, in the layout that `uhr eval show` names; a manifest may be at s3://.",
     ),
 ]
 First = Annotated[
@@ -127,7 +127,7 @@ def metrics_(
     console.emit(rows, as_json, lambda rows: show.print_metrics(rows, whole=name is not None))
 
 
-def _loaded(name: str, sets: list[str] | None, prompts: Path | None, first: int | None) -> Evaluation:
+def _loaded(name: str, sets: list[str] | None, prompts: Path | str | None, first: int | None) -> Evaluation:
     """The protocol with its items."""
     from uhr.train.evaluate import protocol
     from uhr.train.evaluate.prompts import read_items

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError, one_line
+from uhr.base.paths import in_store
 from uhr.train.evaluate.protocol import EvalProtocol, LoadedProtocol
 from uhr.train.generate.prompts import read_prompts
 
@@ -44,11 +45,14 @@ class _Prompt(NamedTuple):
     reference: Path | None = None
 
 
-def read_items(loaded: LoadedProtocol, given: Path | None = None, first: int | None = None) -> list[EvalItem]:
+def read_items(
+    loaded: LoadedProtocol, given: Path | str | None = None, first: int | None = None
+) -> list[EvalItem]:
     """Return the images that a protocol asks for, in order.
 
     Args:
-        given: the prompts that the user named; None for those that the protocol names.
+        given: the prompts that the user named, which may be the address of a manifest; None for those that
+            the protocol names.
         first: use only so many prompts, the first ones.
 
     Raises UserError if the prompts are missing, unreadable, or repeated under one name.
@@ -58,7 +62,9 @@ def read_items(loaded: LoadedProtocol, given: Path | None = None, first: int | N
     if path is None:
         get = protocol.prompts.get or f"layout: {protocol.prompts.layout}"
         raise UserError(f"{protocol.name} comes without its prompts", f"give --prompts PATH ({get})")
-    prompts = list(_READERS[protocol.prompts.layout](path))
+    if in_store(path):
+        path = _local_manifest(path, protocol.prompts.layout)
+    prompts = list(_READERS[protocol.prompts.layout](Path(path)))
     if not prompts:
         raise UserError(f"{path} contains no prompt", f"its layout is '{protocol.prompts.layout}'")
     for number, prompt in enumerate(prompts):
@@ -87,6 +93,16 @@ def _items(protocol: EvalProtocol, prompts: list[_Prompt]) -> Iterator[EvalItem]
             size = prompt.size or protocol.size
             yield EvalItem(index, full, prompt.text.strip(), number, used, size, prompt.reference)
             index += 1
+
+
+def _local_manifest(address: str, layout: str) -> Path:
+    """The copy of a manifest in a store. Raises UserError for prompts that have another layout."""
+    from uhr.manifests import places
+
+    if layout != "file":
+        what = f"--prompts {address}: prompts of layout '{layout}' are read from this machine"
+        raise UserError(what, "copy them here, and name their path")
+    return places.local(address)
 
 
 def digest(items: list[EvalItem]) -> str:

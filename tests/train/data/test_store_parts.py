@@ -286,3 +286,20 @@ def test_an_answer_that_breaks_off_is_requested_again(s3, address, small_set, mo
     monkeypatch.setattr(s3, "_moto", breaking)
     same_rows(EncodedData.open(address), EncodedData.open(small_set.folder))
     assert len(broken) == 2
+
+
+def test_a_run_whose_bucket_does_not_answer_ends_in_one_line_and_the_same_command_resumes(
+    s3, address, uhr, tiny_flux, fast, tmp_path
+):
+    sets = [part for value in [*fast, "phases.main.steps=2"] for part in ("--set", value)]
+    call = ("train", "run", "lora", "--model", tiny_flux, "--data", address, "--out", tmp_path / "run", *sets)
+    s3.fault = lambda method, path: 503 if "/latents/" in path else None
+    code, _, err = uhr(*call)
+    assert (code, "Traceback" in err) == (1, False)
+    (line,) = [line for line in err.splitlines() if line.startswith("uhr: ")]
+    assert line.startswith(f"uhr: {address}/latents/")
+    assert line.endswith("fix the cause; the same command resumes the run")
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    s3.fault = lambda method, path: None
+    code, _, err = uhr(*call)
+    assert code == 0, err

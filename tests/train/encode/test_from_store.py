@@ -11,6 +11,8 @@ import torch
 
 from uhr.manifests.manifest import Manifest
 from uhr.train.data.reader import EncodedData
+from uhr.train.evaluate.prompts import read_items
+from uhr.train.evaluate.protocol import load
 
 SIZES = {"a.png": (150, 150), "b.png": (140, 220), "c.png": (160, 150)}
 
@@ -126,3 +128,26 @@ def test_references_and_training_data_in_a_bucket_are_those_of_the_folder(
     assert ours["metrics"] == theirs["metrics"]
     exact = [each["overlap"]["references_exact"]["names"] for each in found]
     assert exact == [sorted(SIZES)] * 2
+
+
+def test_the_captions_of_a_manifest_in_a_bucket_are_the_prompts_of_a_protocol(curated, uhr):
+    address, folder = curated
+    protocol = {
+        "name": "p",
+        "about": "small",
+        "size": "64x64",
+        "prompts": {"layout": "file"},
+        "references": {"kind": "set"},
+        "metrics": [{"metric": "random-frechet"}],
+    }
+    Path("p.yaml").write_text(json.dumps(protocol))
+    ours, theirs = (read_items(load("p.yaml"), place) for place in (address, folder))
+    assert ours == theirs
+    assert [item.prompt for item in ours] == ["image 0", "image 1", "image 0"]
+    Path("p.yaml").write_text(json.dumps({**protocol, "prompts": {"layout": "text-files"}}))
+    code, _, err = uhr("eval", "run", "p.yaml", "--prompts", address, "--images", "i", "--out", "o")
+    assert (code, err) == (
+        1,
+        f"uhr: --prompts {address}: prompts of layout 'text-files' are read from this machine: copy them "
+        "here, and name their path\n",
+    )
