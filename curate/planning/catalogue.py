@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from uhr.curate.config import load
+from uhr.curate.config import StageEntry, load
 from uhr.curate.planning.placement import kind_of
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import Pass, PlannedStage
@@ -55,12 +55,12 @@ def _examples(unnamed: str | None) -> list[str]:
 
 
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
-    """Return for each stage of a preset whether it can run on this machine, and if not, why.
+    """Return for each stage of a preset, also those of patches, whether it can run here, and if not, why.
 
     A stage is `needed` if the preset does not run without it.
     """
     config = load(preset)
-    lenient = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
+    lenient = [_lenient(entry) for entry in config.stages]
     # without rules: a required one would stop the plan
     rules = {"rules": {}, "channels": {channel: {} for channel in config.channels}}
     plan = CurationPlan.of(config.model_copy(update={"stages": lenient, **rules}))
@@ -72,8 +72,15 @@ def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
             "needed": entry.if_missing == "fail",
             "why": why.get(entry.label, ""),
         }
-        for entry in config.stages
+        for outer in config.stages
+        for entry in (outer, *outer.stages)
     ]
+
+
+def _lenient(entry: StageEntry) -> StageEntry:
+    """Return the entry, and those of its patches, so that a stage that cannot run is skipped."""
+    inner = [_lenient(each) for each in entry.stages]
+    return entry.model_copy(update={"if_missing": "skip", "stages": inner, "rules": {}})
 
 
 def plan_facts(plan: CurationPlan) -> dict[str, Any]:

@@ -127,6 +127,10 @@ def test_the_exit_code_says_whether_a_preset_runs_here(capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["preset_fault"] is None
     assert not all(stage["runs"] for stage in found["preset"]), "without a stage that may be skipped it runs"
+    # without models for watermarks and aesthetics it runs
+    assert main(["doctor", "--preset", "gca-patches", "--json"]) == 0
+    patches = [stage for stage in json.loads(capsys.readouterr().out)["preset"] if not stage["runs"]]
+    assert [stage["stage"] for stage in patches] == ["watermark", "embedding", "laion_aesthetic"]
     assert main(["doctor", "--preset", "multiaspect-4k"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "The preset does not run: stage 'safety' cannot run: no model is named"
