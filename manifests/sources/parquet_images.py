@@ -29,7 +29,7 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_byt
 FILE_NAMES = ("file_name", "path", "image_path", "file", "filename", "filepath")
 
 READ_AHEAD = 4 * 2**20
-"""Bytes that are read at once of the images of a table in a bucket."""
+"""Bytes that are read at once of the images of a table."""
 
 HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
@@ -232,8 +232,9 @@ class _Rows:
     def __init__(
         self, file: File, version: str, column: Callable[[pa.Schema, File], tuple[str, bool]]
     ) -> None:
-        ahead = READ_AHEAD if in_store(file.place) else 0
-        self._file = pq.ParquetFile(file.opened(version), buffer_size=ahead)
+        # with pre_buffer all row groups to the end of the file would be read at once
+        raw = file.opened(version)
+        self._file = pq.ParquetFile(raw, buffer_size=READ_AHEAD, pre_buffer=False)
         self._name, _ = column(self._file.schema_arrow, file)
         self._starts = [0]
         for group in range(self._file.num_row_groups):

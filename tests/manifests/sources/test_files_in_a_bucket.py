@@ -18,6 +18,7 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.manifests import sources
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources import parquet_images
 from uhr.manifests.sources.base import check_no_overlap
 from uhr.manifests.sources.files import ranges
 from uhr.pixels.types import PixelFault
@@ -299,6 +300,27 @@ def test_a_bucket_that_fails_names_the_shard_and_its_rows_are_unavailable(upload
         assert source.lane(item) == f"bucket {s3.bucket}"
     s3.fault = lambda method, path: None
     assert (shards.open(row).read(), table.open(cell).read()) == (images[0], images[1])
+
+
+def test_a_table_is_read_in_blocks_and_on_after_its_bucket_failed(upload, s3, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_images, "READ_AHEAD", 64 * 1024)
+    monkeypatch.setattr(ranges, "MOST", 64 * 1024)
+    cells = [images[n] + bytes(300_000) for n in range(4)]
+    (tmp_path / "set").mkdir()
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 1}
+    pq.write_table(pa.table({"image": cells}), tmp_path / "set" / "t.parquet", **options)
+    source = sources.parse(f"parquet:{upload('set')}")
+    rows = source.list().items.to_pylist()
+    s3.ranges.clear()
+    assert source.open(rows[0]).read() == cells[0]
+    read = [last - first + 1 for _, first, last in s3.ranges]
+    assert max(read) <= len(cells[0])
+    assert sum(read) <= len(cells[0]) + 4 * 64 * 1024, "nothing of the other row groups"
+    s3.fault = lambda method, path: 503 if "/set/" in path else None
+    with pytest.raises(PixelFault, match="the store failed"):
+        source.open(rows[3]).read()
+    s3.fault = lambda method, path: None
+    assert [source.open(row).read() for row in reversed(rows)] == cells[::-1]
 
 
 def test_paths_may_be_addresses_and_never_files_of_this_machine(upload, s3, images, tmp_path):
