@@ -272,7 +272,7 @@ def run_(
         ),
     ] = None,
     seed: Seed = 0,
-    together: Together = 1,
+    together: Together = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(

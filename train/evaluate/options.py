@@ -45,8 +45,11 @@ Clip = Annotated[
     ),
 ]
 Together = Annotated[
-    int,
+    int | None,
     typer.Option(
-        min=1, metavar="N", help="Models in memory at one time; with more, images are decoded fewer times."
+        min=1,
+        metavar="N",
+        help="Models in memory at one time; with more, images are decoded fewer times. Default: as many as "
+        "have files that fit into a quarter of the memory.",
     ),
 ]

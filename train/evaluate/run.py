@@ -40,13 +40,13 @@ from uhr.train.evaluate.result import (
     Result,
     ResultInfo,
 )
-from uhr.train.evaluate.scoring.groups import divide
 from uhr.train.evaluate.scoring.passes import (
     LoadedGroup,
     ScoredGroup,
     ScoredMetric,
     check,
     check_reuse,
+    divided,
     parts,
     score,
 )
@@ -73,7 +73,7 @@ def run(job: ScoreJob) -> Result:
         if (job.out / result.FILE).exists():
             return _with_overlap(result.open_result(job.out), job.overlap)
         job, loaded = _loadable(job)
-        scored = [score(job, group, loaded) for group in divide(job.chosen, job.scoring.together)]
+        scored = [score(job, group, loaded) for group in divided(job)]
         info = _commit(job, scored)
         folder.clear(WORK)
     return Result(folder=job.out, info=info)

@@ -38,13 +38,15 @@ def test_models_are_loaded_one_at_a_time_and_results_do_not_depend_on_it(protoco
     file, images = protocol(metrics=MIXED), folder("images")
     options = (*WEIGHTS, "--references", folder("references", range(10, 18)))
     Path("alone").touch()
-    code, alone, err = score(file, images, "alone-out", *options)
+    code, alone, err = score(file, images, "alone-out", *options, "--together", 1)
     assert code == 0, err
     Path("alone").unlink()
-    together = score(file, images, "together", *options, "--together", 2)[1]
-    assert (alone["metrics"], alone["scores"]) == (together["metrics"], together["scores"])
+    # small models are in memory together
+    for name, more in (("together", ("--together", 2)), ("default", ())):
+        together = score(file, images, name, *options, *more)[1]
+        assert (alone["metrics"], alone["scores"]) == (together["metrics"], together["scores"])
     # each once to check it, the first one last: it is in memory then
-    assert loads() == ["2.bin", "1.bin", "2.bin", "1.bin", "2.bin"]
+    assert loads() == ["2.bin", "1.bin", "2.bin", "1.bin", "2.bin", "1.bin", "2.bin"]
     assert [each["metric"] for each in alone["metrics"]] == ["one", "glcm", "random-frechet", "two"]
     assert sorted(path.name for path in Path("together").iterdir()) == sorted(
         ["request.json", "features", "reference-features", "scores.parquet", "result.json"]
@@ -59,12 +61,28 @@ def test_metrics_of_sets_share_the_model_of_their_weights():
     glcm = ChosenMetric("glcm", "glcm", {})
     clips = [ChosenMetric(f"c{n}", "clip-score", {"weights": "clip"}) for n in range(2)]
     program = ChosenMetric("own", "command", {"name": "own", "columns": {"x": None}, "command": ["x"]})
-    found = divide([clips[0], *inception, glcm, clips[1], program])
+    found = divide([clips[0], *inception, glcm, clips[1], program], 1)
     names = [[each.name for each in group.chosen] for group in found]
     assert names == [["c0", "glcm"], ["fid", "kid"], ["patch-fid"], ["c1"], ["own"]]
     names = [[each.name for each in group.chosen] for group in divide([*clips, *inception, glcm], 3)]
     assert names == [["c0", "c1", "fid", "kid", "glcm"], ["patch-fid"]]
     assert len({group.number for group in found}) == len(found)
+
+
+def test_models_share_a_group_as_far_as_their_files_fit():
+    for name, size in (("a.pt", 40), ("b.pt", 50), ("c.pt", 30), ("clip/x.bin", 60), ("large.pt", 500)):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(bytes(size))
+    inception = [ChosenMetric(f[0], "fid", {"weights": f}) for f in ("a.pt", "b.pt", "c.pt", "large.pt")]
+    clip, hub = (ChosenMetric(at, "clip-score", {"weights": at}) for at in ("clip", "org/clip"))
+    chosen = [*inception[:3], clip, hub, inception[3]]
+
+    def names(memory):
+        return [[each.name for each in group.chosen] for group in divide(chosen, memory=memory)]
+
+    assert names(100) == [["a", "b"], ["c", "clip"], ["org/clip"], ["l"]]
+    assert names(180) == [["a", "b", "c", "clip"], ["org/clip"], ["l"]]
+    assert names(0) == [[each.name] for each in chosen]
 
 
 def test_two_models_of_one_architecture_have_columns_of_their_own(protocol, folder, score, uhr, weights):
@@ -100,7 +118,7 @@ def test_a_model_that_cannot_be_loaded_is_known_before_anything_is_scored(protoc
 def test_a_finished_group_or_result_loads_nothing(protocol, folder, score, weights):
     file, images = protocol(metrics=MODELS), folder("images")
     # the second model fails at the fourth image
-    score_all = (file, images, "out", *WEIGHTS)
+    score_all = (file, images, "out", *WEIGHTS, "--together", 1)
     Path("stop-two").write_text("3")
     assert score(*score_all)[0] == 1
     assert loads() == ["2.bin", "1.bin", "2.bin"]

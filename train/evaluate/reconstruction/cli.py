@@ -68,7 +68,7 @@ def vae(
     trained_on: TrainedOn = None,
     clip: Clip = None,
     seed: Seed = 0,
-    together: Together = 1,
+    together: Together = None,
     device: Device = "auto",
     workers: Annotated[
         int,

@@ -18,7 +18,7 @@ from uhr.runtime.pool import InlineRunner
 from uhr.runtime.units import PlanMismatch, UnitPlan, run_units
 from uhr.train.evaluate import bootstrap
 from uhr.train.evaluate.result import SCHEMA_VERSION, ColumnResult, MetricResult
-from uhr.train.evaluate.scoring.groups import MetricGroup, divide
+from uhr.train.evaluate.scoring.groups import MetricGroup, divide, memory_for
 from uhr.train.evaluate.scoring.request import GENERATED, REFERENCE_UNITS, REFERENCES, UNITS, WORK, ScoreJob
 from uhr.train.evaluate.scoring.work import (
     ChosenMetric,
@@ -61,6 +61,13 @@ class LoadedGroup(NamedTuple):
     made: Made
 
 
+def divided(job: ScoreJob) -> list[MetricGroup]:
+    """The groups of metrics of a job."""
+    scoring = job.scoring
+    memory = 0 if scoring.together else memory_for(scoring.device, scoring.pool.workers)
+    return divide(job.chosen, scoring.together, memory)
+
+
 def check(job: ScoreJob) -> tuple[dict[str, str], LoadedGroup | None]:
     """Load each group that is not finished once, so that what cannot be loaded is known before hours of
     scoring. The first group is loaded last, and returned.
@@ -68,7 +75,7 @@ def check(job: ScoreJob) -> tuple[dict[str, str], LoadedGroup | None]:
     Returns also the metrics that are left out, with the reasons, if the job allows that. Raises UserError for
     a metric that cannot be loaded and may not be left out.
     """
-    left = [each for each in divide(job.chosen, job.scoring.together) if not _file(job, each).exists()]
+    left = [each for each in divided(job) if not _file(job, each).exists()]
     failed: dict[str, str] = {}
     loaded = None
     with progress("load", sum(len(group.chosen) for group in left), "metrics") as advance:

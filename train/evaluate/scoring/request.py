@@ -68,7 +68,7 @@ class Scoring:
         reuse: a finished result with the same references, whose features of them are taken over.
         seed: of all resampling.
         device: a torch device, or auto.
-        together: how many models are loaded at one time.
+        together: how many models are loaded at one time; None for as many as `groups.memory_for` says.
     """
 
     pool: Pool
@@ -79,7 +79,7 @@ class Scoring:
     reuse: Result | None = None
     seed: int = 0
     device: str = "auto"
-    together: int = 1
+    together: int | None = None
 
 
 @dataclass(frozen=True)
