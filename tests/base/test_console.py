@@ -36,6 +36,23 @@ def test_the_last_line_is_printed_once(capsys, monkeypatch):
     assert [line.partition(" files")[0] for line in lines] == ["scan: 1/2", "scan: 2/2"]
 
 
+def test_plain_lines_say_how_long_the_rest_takes_at_the_rate_of_this_run(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("reconstruct", total=100, unit="megapixels") as advance:
+        # done by an earlier run
+        advance(60)
+        for step in range(4):
+            now[0] += 10
+            advance(10, None if step < 3 else "last")
+    assert capsys.readouterr().err.splitlines() == [
+        "reconstruct: 70/100 megapixels in 10.0 s, about 30 s left",
+        "reconstruct: 80/100 megapixels in 20.0 s, about 20 s left",
+        "reconstruct: 90/100 megapixels in 30.0 s, about 10 s left",
+        "reconstruct: 100/100 megapixels in 40.0 s  last",
+    ]
+
+
 def test_a_note_before_the_first_item_is_printed_at_once(capsys):
     with console.progress("generate", total=3, unit="images") as advance:
         advance(0, "starting Ray")

@@ -97,6 +97,15 @@ class ImageRef(NamedTuple):
             ) from None
 
 
+OPENED_BY = ("uri", "source_version", "source_name", "box")
+"""The columns of a manifest by which the image of a row is opened, as far as the manifest has them."""
+
+
+def row_ref(place: Path | str, row: Mapping[str, Any]) -> ImageRef:
+    """The image of a row of the manifest at a place; the row has its values of `OPENED_BY`."""
+    return ImageRef(row["uri"], place_text(place), json.dumps({name: row.get(name) for name in OPENED_BY}))
+
+
 @lru_cache(maxsize=4)
 def _source(place: str) -> Any:
     from uhr.manifests.manifest import Manifest
@@ -398,12 +407,11 @@ def _manifest_rows(place: Path | str) -> list[tuple[ImageRef, str | None, str, s
     from uhr.manifests.manifest import Manifest
 
     manifest = Manifest.open(place)
-    wanted = ("sample_id", "uri", "source_version", "source_name", "box", "content_hash", "caption")
+    wanted = ("sample_id", *OPENED_BY, "content_hash", "caption")
     columns = [name for name in wanted if name in manifest.schema.names]
     found = []
     for row in manifest.table(columns, where="status = 'kept'").to_pylist():
-        item = {name: row.get(name) for name in ("uri", "source_version", "source_name", "box")}
-        ref = ImageRef(row["uri"], place_text(place), json.dumps(item))
+        ref = row_ref(place, row)
         text = (row.get("caption") or "").strip() or None
         found.append((ref, row.get("content_hash"), row["sample_id"], text))
     return sorted(found, key=lambda each: (each[0].name, each[0].item))

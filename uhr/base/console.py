@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Any
 
 from uhr.base.files import finite
+from uhr.base.formatting import duration
 
 Advance = Callable[..., None]
 """`advance(n=1, note=None, total=None)`: n more are done; `note` replaces the text behind the bar, `total`
@@ -50,7 +51,10 @@ def _escape(character: str) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, unit: str = "") -> Generator[Advance]:
-    """Show progress on stderr: a bar on a terminal, otherwise a plain line every few seconds."""
+    """Show progress on stderr: a bar on a terminal, otherwise a plain line every few seconds, with the time
+    that is left at the rate since the first call of `advance` with n > 0. What that call counts may have been
+    done before.
+    """
     if sys.stderr.isatty():
         with _bar(description, total, unit) as advance:
             yield advance
@@ -90,18 +94,27 @@ def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -
     start = last = time.monotonic()
     done, text, known = 0, "", total
     printed: tuple[int, str, int | None] | None = None
+    first: tuple[float, int] | None = None
+
+    def left(now: float) -> str:
+        if known is None or first is None or not first[1] < done < known:
+            return ""
+        rate = (now - first[0]) / (done - first[1])
+        return f", about {duration(rate * (known - done))} left"
 
     def line() -> None:
         nonlocal printed
         printed = done, text, known
         of = f"/{known}" if known is not None else ""
-        took = time.monotonic() - start
-        tail = "  " + shown(text) if text else ""
-        print(f"{description}: {done}{of} {unit} in {took:.1f} s{tail}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        tail = left(now) + ("  " + shown(text) if text else "")
+        print(f"{description}: {done}{of} {unit} in {now - start:.1f} s{tail}", file=sys.stderr, flush=True)
 
     def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
-        nonlocal done, last, text, known
+        nonlocal done, last, text, known, first
         done += n
+        if n and first is None:
+            first = time.monotonic(), done
         text = text if note is None else note
         known = known if total is None else total
         # a note before the first item says what the wait is for

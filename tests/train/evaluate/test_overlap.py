@@ -103,17 +103,32 @@ def test_references_and_prompts_near_the_training_data_by_embedding(protocol, fo
     assert (code, "do not exist" in err, Path("o").exists()) == (1, True, False)
 
 
-def test_data_without_embeddings_are_not_called_free_of_overlap(protocol, folder, score, uhr, clip):
+def test_trained_images_without_embeddings_are_embedded_and_else_not_called_free_of_overlap(
+    protocol, folder, score, uhr, clip
+):
+    from uhr.pixels.decode import png
+
     images, references = folder("images"), folder("references", range(10, 12))
     Path("p.yaml").write_text("name: p\nstages: [header, decode, phash]\nrules: {}\n")
     source = folder("trained", range(20, 22))
+    (source / "near.png").write_bytes(png(other_sides(11)))
     assert uhr("curate", "run", "p.yaml", "--source", source, "--out", "set", "--workers", 0)[0] == 0
     options = ("--references", references, "--trained-on", "set", "--clip", clip)
     code, result, err = score(protocol(metrics=BRIGHTNESS), images, "out", *options)
     assert code == 0, err
-    assert result["overlap"]["references_near"] is None
+    assert names(result["overlap"]["references_near"]) == ["0001.png"]
     assert result["overlap"]["prompts_near"] == {"count": 0, "names": []}
-    code, out, _ = uhr("eval", "run", "mini.yaml", "--images", images, "--out", "out", *options)
+    assert cells(result["overlap"])["references in training data"] == "1 of 2"
+    # one that is gone
+    (source / "0001.png").unlink()
+    code, result, err = score(protocol(metrics=BRIGHTNESS), images, "less", *options)
+    assert (code, "1 trained image cannot be opened" in err) == (0, True), err
+    assert cells(result["overlap"])["references in training data"] == "≥ 1 of 2"
+    # all of them
+    shutil.rmtree(source)
+    code, result, err = score(protocol(metrics=BRIGHTNESS), images, "none", *options)
+    assert (code, result["overlap"]["references_near"]) == (0, None), err
+    code, out, _ = uhr("eval", "run", "mini.yaml", "--images", images, "--out", "none", *options)
     assert "not compared by embedding: the data lack what is compared" in out
 
 

@@ -49,7 +49,7 @@ class Overlap:
             have no hashes.
         similar: those within `RADIUS` bits of a trained image; None in the same cases.
         near: those whose embedding is near that of a trained image; None without references or a CLIP model,
-            or where the data have no embeddings.
+            or where the data have no embeddings and their images cannot be opened.
         prompt_count, reference_count: how many different ones there were to compare.
         clip: the hash of the CLIP model's weights, and clip_place how it was named; None without one.
     """
@@ -194,7 +194,7 @@ def compare(
         others = [item for item in prompts if item.name not in set(same)]
         near = NearestCaptions(clip, [item.prompt for item in others]).near(list(captions.values()))
         prompts_near = tuple(item.name for item, is_near in zip(others, near, strict=True) if is_near)
-    vectors = None if clip is None else NearestImages.of(clip, training.manifests)
+    vectors = None if clip is None else NearestImages(clip, training.manifests)
     exact, similar, near_images = None, None, None
     if references is not None and (files or hashes or vectors is not None):
         exact, similar, near_images = _references(references, files, hashes, vectors)
@@ -268,7 +268,8 @@ def _references(
                 vectors.add(pixels)
                 embedded.append(ref.name)
             advance()
+    found = None if vectors is None else vectors.near()
     near = None
-    if vectors is not None:
-        near = tuple(name for name, is_near in zip(embedded, vectors.near(), strict=True) if is_near)
+    if found is not None:
+        near = tuple(name for name, is_near in zip(embedded, found, strict=True) if is_near)
     return tuple(exact) if files else None, tuple(similar) if hashes else None, near
