@@ -1,6 +1,7 @@
 """Each kept checkpoint of a run is sampled and scored, and its values are drawn against steps."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -101,6 +102,10 @@ def test_a_category_without_images_has_no_chart_and_a_point_where_it_has_a_value
     text = (tmp_path / "page.html").read_text()
     assert (text.count("<svg"), text.count("<circle")) == (1, 2)
     assert ("step 100: 0.25" in text, "step 300: 0.75" in text, "step 200:" in text) == (True, True, False)
+    # the table has a heading for each of its columns, also for the one without a chart
+    head, *rows = (re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", text))
+    assert [re.sub("<.*?>", "", each) for each in head] == ["step", "m color ↑", "m count ↑"]
+    assert rows == [["100", "– (n = 0)", "0.25"], ["200", *["– (n = 0)"] * 2], ["300", "– (n = 0)", "0.75"]]
 
 
 def test_mistakes_are_one_line(run, file, uhr):

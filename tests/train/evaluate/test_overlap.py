@@ -183,6 +183,10 @@ def test_rows_of_the_data_without_hashes_are_not_called_free_of_overlap(protocol
     assert cells(facts)["references in training data"] == "≥ 1 of 4"
     says = "of 4 references (1 as the same file of the 1 of 3 rows that have it;"
     assert ("1 of 6 prompts" in describe(facts), says in describe(facts)) == (True, True), describe(facts)
+    # each comparison that was not made has its reason
+    lacking = describe({**facts, "references_similar": None, "references_near": None})
+    assert "not compared by perceptual hash: the data lack what is compared; " in lacking
+    assert lacking.count("not compared by embedding: --clip names the model") == 2
     # a result of an earlier version
     facts["training"] = [{"rows": each["rows"]} for each in facts["training"]]
     assert cells(facts)["references in training data"] == "1 of 4"

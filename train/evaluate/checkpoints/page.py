@@ -8,6 +8,7 @@ from typing import Any
 
 from uhr.base.files import atomic, saving
 from uhr.train.evaluate.choice import grouped
+from uhr.train.evaluate.compare.comparison import one_of_several
 from uhr.train.evaluate.compare.template import template
 from uhr.train.evaluate.overlap.compare import describe
 from uhr.train.evaluate.result import ColumnResult, MissingMetric
@@ -21,16 +22,26 @@ MOST_TICKS = 6
 
 def write_page(facts: Mapping[str, Any], out: Path) -> None:
     """Write the page of `checkpoints.json`, atomically."""
-    names = list(dict.fromkeys(name for each in facts["steps"] for name in each["values"]))
+    steps, images = facts["steps"], facts["n"]
+    names = list(dict.fromkeys(name for each in steps for name in each["values"]))
+    metrics = {name: steps[0]["values"][name]["metric"] for name in names}
     text = template(Path(__file__).parent / "page.html").render(
         facts=facts,
         percent=f"{facts['level']:.0%}",
         overlap=None if facts["overlap"] is None else describe(facts["overlap"]),
         missing=grouped([MissingMetric.model_validate(each) for each in facts["missing"]]),
-        charts=[chart for name in names if (chart := _chart(facts["steps"], name)) is not None],
+        charts=[chart for name in names if (chart := _chart(steps, name, images)) is not None],
+        # also the values that no step has, which have no chart
+        heads=[
+            (
+                metrics[name],
+                one_of_several(name, metrics[name], list(metrics.values())),
+                ARROWS[_column(steps[0], name).better],
+            )
+            for name in names
+        ],
         rows=[
-            [each["step"], [with_interval(_column(each, name), facts["n"]) for name in names]]
-            for each in facts["steps"]
+            [each["step"], [with_interval(_column(each, name), images) for name in names]] for each in steps
         ],
     )
     with saving(out, "free space there"), atomic(out) as temporary:
@@ -50,8 +61,11 @@ def _ends(column: ColumnResult) -> tuple[float, float]:
     return low, column.value + spread if column.high is None else column.high
 
 
-def _chart(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
-    """The geometry of a chart, of the steps that have a value; None if none has."""
+def _chart(steps: Sequence[Mapping[str, Any]], name: str, images: int) -> dict[str, Any] | None:
+    """The geometry of a chart, of the steps that have a value; None if none has.
+
+    images: how many were scored at each step.
+    """
     columns = ((each["step"], _column(each, name)) for each in steps)
     # the mean of a category has none where no image has a question of it
     points = [(step, column) for step, column in columns if column.value is not None]
@@ -91,10 +105,10 @@ def _chart(steps: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | No
         # a band has no width at a single step
         "bars": [] if has_band and len(points) > 1 else edges,
         "dots": [
-            {"x": at, "y": height, "label": f"step {step}: {with_interval(column)}"}
+            {"x": at, "y": height, "label": f"step {step}: {with_interval(column, images)}"}
             for (at, height), (step, column) in zip(places, points, strict=True)
         ],
-        "low": precise(low),
-        "high": precise(high),
+        # one label where all values are the same
+        "labels": [(y(end), precise(end)) for end in dict.fromkeys((low, high))],
         "ticks": [(x(step), step) for step in dict.fromkeys(ticks)],
     }

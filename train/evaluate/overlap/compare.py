@@ -104,11 +104,10 @@ def describe(facts: dict[str, Any] | None) -> str:
             continue
         known = {name: each["count"] for name in names if (each := facts.get(name)) is not None}
         details = [f"{number} {names[name]}{_rows_with(facts, name)}" for name, number in known.items()]
-        lacking = [how for name, how in names.items() if name not in known]
-        if lacking:
-            without_model = facts.get("clip") is None and lacking == ["by embedding"]
+        for how in (how for name, how in names.items() if name not in known):
+            without_model = facts.get("clip") is None and how == "by embedding"
             reason = "--clip names the model" if without_model else "the data lack what is compared"
-            details.append(f"not compared {', '.join(lacking)}: {reason}")
+            details.append(f"not compared {how}: {reason}")
         parts.append(f"{sum(known.values())} of {counted(count, what)} ({'; '.join(details)})")
     if facts.get("unknown"):
         parts.append(f"the data of {', '.join(facts['unknown'])} are not known")
