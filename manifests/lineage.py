@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.paths import in_store, text_path
+from uhr.base.store import StoreError
 from uhr.manifests import places
 from uhr.manifests.info import UNFINISHED, ManifestInfo, Parent
 
@@ -23,26 +24,42 @@ def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
     """Find the parent at its recorded path or address, or next to the child under its name; None if it is at
     neither.
     """
+    return look_for(child, parent)[0]
+
+
+def look_for(child: Path | str, parent: Parent) -> tuple[Path | str | None, str]:
+    """Find the parent as `find_parent` does. If it is not found, say too where it may be: which of the places
+    `cannot be reached` or `cannot be read`, with the error; empty if no manifest is at either.
+    """
     then: Path | str = parent.path if in_store(parent.path) else text_path(parent.path)
     name = then.rpartition("/")[2] if isinstance(then, str) else then.name
     place = places.place_of(child)
     near = f"{place.rpartition('/')[0]}/{name}" if in_store(place) else text_path(place).parent / name
-    return next((place for place in (then, near) if _has_id(place, parent.id)), None)
+    why = ""
+    for each in (then, near):
+        try:
+            info = places.info_at(each)
+        except (UserError, OSError) as error:
+            why = why or _unread(each, error)
+            continue
+        if parent.id in {info.id, *(each.before for each in info.redactions)}:
+            return each, ""
+    return None, why
 
 
-def _has_id(place: Path | str, id_: str) -> bool:
-    try:
-        info = places.info_at(place)
-        return info.id == id_ or id_ in {each.before for each in info.redactions}
-    except UserError:
-        return False  # not readable as a manifest, hence not the parent: it is named by its id
+def _unread(place: Path | str, error: UserError | OSError) -> str:
+    """Say why a manifest that may be at `place` was not read; empty if there is none."""
+    if isinstance(error, UserError) and not isinstance(error, StoreError):
+        return f"cannot be read ({error.what})" if places.is_manifest_at(place) else ""
+    return f"cannot be reached ({error.what if isinstance(error, UserError) else one_line(error)})"
 
 
 def lineage(path: Path | str) -> list[dict[str, Any]]:
     """Return the manifest at `path`, then its parents, depth first: depth, role, id, path, operation of each,
     and what its values come from: source, stages, rules, hashes of weights and files, versions.
 
-    A parent that is not found has `found` false, and only what its child records of it.
+    A parent that is not found has `found` false, only what its child records of it, and `why`, as `look_for`
+    says it.
     """
     return list(_walk(path, places.info_at(path), "", 0))
 
@@ -62,10 +79,10 @@ def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterat
         **{name: info.model_dump(mode="json")[name] for name in CONFIGURATION},
     }
     for parent in info.parents:
-        place = None if parent.role == UNFINISHED else find_parent(path, parent)
+        place, why = (None, "") if parent.role == UNFINISHED else look_for(path, parent)
         if place is None:
             known = {"role": parent.role, "id": parent.id, "path": parent.path}
-            yield {"depth": depth + 1, **known, "found": False}
+            yield {"depth": depth + 1, **known, "found": False, "why": why}
         else:
             yield from _walk(place, places.info_at(place), parent.role, depth + 1)
 
@@ -86,20 +103,23 @@ def _step(value: Any) -> str:
     return str(value)
 
 
-def trained_on(file: Path) -> list[str]:
-    """Return the ids of the manifests and encoded data that the record of a checkpoint names; none if it
-    cannot be read.
+def trained_on(file: Path) -> list[str] | None:
+    """Return the ids of the manifests and encoded data that the record of a checkpoint names; None if it
+    cannot be read. A JSON file without data is no record of ours, and names none.
     """
     try:
-        data = json.loads(file.read_bytes())["data"]
+        tree = json.loads(file.read_bytes())
+        data = tree.get("data", []) if isinstance(tree, dict) else []
         return [str(entry.get(key)) for entry in data for key in ("id", "manifest_id")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # it belongs to someone else, or is not a record of ours
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def why_absent(link: Mapping[str, Any]) -> str:
     """Return why a link of a lineage that has `found` false has no rows."""
-    return "an unfinished run, which is no manifest" if link["role"] == UNFINISHED else "not found any more"
+    if link["role"] == UNFINISHED:
+        return "an unfinished run, which is no manifest"
+    return link["why"] or "not found any more"
 
 
 def summary(operation: dict[str, Any]) -> str:

@@ -152,7 +152,8 @@ def print_history(steps: Sequence[Step]) -> None:
             continue
         say(shown(f"{step.path}  {step.operation}  id {step.id[:16]}"))
         if not step.present:
-            say("  has no row of the sample" if step.found else "  cannot be read here")
+            if step.found:
+                say("  has no row of the sample")
             continue
         verdict = [step.status or "?", *(part for part in (step.reason, step.error) if part)]
         say(shown("  " + ": ".join(verdict) + (f" ({step.rule})" if step.rule else "")))
@@ -209,6 +210,8 @@ def print_forgotten(done: Forgotten) -> None:
         say(shown(f"report {'to be written' if done.dry_run else 'written'} again: {path}"))
     for path in done.checkpoints:
         say(shown(f"trained on a manifest that had them, and not changed: {path}"))
+    for path in done.unread_checkpoints:
+        say(shown(f"its record could not be read, so it may have seen them: {path}"))
     for path in done.caches:
         say(shown(f"cache {'to be removed' if done.dry_run else 'removed'}: {path}"))
     for path in done.other_caches:

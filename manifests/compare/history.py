@@ -24,8 +24,8 @@ from uhr.manifests.schema import REJECTED
 class Step:
     """What one manifest says of the sample, or that a run of training saw it.
 
-    found: whether the manifest could be read (`path` is where it was, if not). present: whether it has a row
-    of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
+    found: whether the manifest could be read (if not, `path` is where it was, and `operation` says why).
+    present: whether it has a row of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
     columns: the values of columns that no parent of the manifest had, of those among the steps. changed:
     (before, after) of the columns with another value than in the parents, of which the first with a value
     counts; NaN and infinity are null in both. checkpoints: of a run, those that were trained on a manifest
@@ -60,7 +60,13 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
     chain = lineage(manifest.path)
     chain.sort(key=lambda link: -link["depth"])
     places = {link["id"]: link["path"] for link in chain if link["found"]}
-    sample_id = _sample_id(manifest, places, sample)
+    try:
+        sample_id = _sample_id(manifest, places, sample)
+    except UserError as error:
+        away = next((link for link in chain if not link["found"] and link["why"]), None)
+        if away is None:
+            raise
+        raise UserError(f"{error.what}, and {away['path']} {why_absent(away)}", error.fix) from None
     steps: list[Step] = []
     rows: dict[str, dict[str, Any]] = {}
     seen: set[str] = set()
@@ -92,7 +98,7 @@ def _runs(below: Path, having: set[str]) -> list[Step]:
     """Return a step for each run below a folder that has checkpoints trained on one of these manifests."""
     found: dict[Path, list[str]] = {}
     for file in sorted(below.rglob(CHECKPOINT)):
-        if not having.isdisjoint(trained_on(file)):
+        if not having.isdisjoint(trained_on(file) or ()):
             folder = file.parent.parent
             run = folder.parent if folder.name == "checkpoints" else folder
             found.setdefault(run, []).append(file.parent.name)

@@ -42,7 +42,8 @@ class Forgotten:
     samples: their number, with crops and near-duplicates. manifests: by manifest, parents first. exports: the
     number of files by folder or address. reports: those elsewhere than beside their manifests, which are
     written again. checkpoints: those that were trained on data that had one of the
-    samples; they are not changed. remaining: other rows of the same author or address in manifests of the
+    samples; they are not changed. unread_checkpoints: those with a record that cannot be read, which may have
+    been, too. remaining: other rows of the same author or address in manifests of the
     chain, which are left. caches: folders of this user's cache with copies, which are removed. other_caches:
     those of other users of this machine that can be seen; they are not looked into.
     """
@@ -56,6 +57,7 @@ class Forgotten:
     remaining: list[Remaining]
     caches: list[str]
     other_caches: list[str]
+    unread_checkpoints: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
 
 
@@ -127,6 +129,7 @@ def forget(
         [Remaining(**each) for each in plan.get("remaining", ())],
         plan.get("caches", []),
         [str(folder) for folder in places.other_caches()],
+        plan.get("unread_checkpoints", []),
         sorted(targets.ids),
     )
 
@@ -178,7 +181,8 @@ def _planned(
         },
         "remaining": [asdict(each) for each in remaining(request, targets, opened)],
         "caches": sorted(map(str, caches)),
-        "checkpoints": sorted(path for path, data in chain.checkpoints.items() if seen.intersection(data)),
+        "checkpoints": sorted(p for p, data in chain.checkpoints.items() if seen.intersection(data or ())),
+        "unread_checkpoints": sorted(path for path, data in chain.checkpoints.items() if data is None),
     }
 
 

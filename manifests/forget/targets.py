@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,13 +202,13 @@ def remaining(request: ForgetRequest, targets: Targets, manifests: Sequence[Mani
 class Chain:
     """What may have samples of a manifest: manifests, parents before children; exports, by folder or address;
     reports elsewhere than beside their manifests, with the places of these; and checkpoints with the ids of
-    the data that they name.
+    the data that they name; None if the record of one cannot be read.
     """
 
     manifests: list[str]
     exports: list[str]
     reports: dict[str, str]
-    checkpoints: dict[str, list[str]]
+    checkpoints: dict[str, list[str] | None]
 
 
 def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
@@ -232,13 +232,27 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     for link in sorted(links, key=lambda link: -link["depth"]):
         known.setdefault(places.place_of(link["path"]), places.info_at(link["path"]))
     folders = {text_path(place).parent for place in known if not in_store(place)}
-    found = {file for folder in folders for file in _files(folder, _DEPTH)}
-    found_files = sorted(found.union(*(_files(each.resolve()) for each in named)))
-    files = {name: [file for file in found_files if file.name == name] for name in (FILE, EXPORT, CHECKPOINT)}
-    objects = [found for each in below if in_store(each) for found in _objects(each)]
-    candidates = [places.place_of(file.parent) for file in files[FILE]]
-    candidates += [each.prefix for each in objects if each.name == FILE]
-    candidates += [link["path"] for link in absent]
+    files = {file for folder in folders for file in _files(folder, _DEPTH)}
+    files = files.union(*(_files(each.resolve()) for each in named))
+    records = [*_records(sorted(files)), *(one for each in below if in_store(each) for one in _objects(each))]
+    candidates = [one.place for one in records if one.name == FILE] + [link["path"] for link in absent]
+    infos, unread = _read(candidates)
+    ids = _with_descendants(known, infos)
+    for place, (data, why) in unread.items():
+        _check_unrelated(f"{place}/{FILE}", data, why, ids.union(link["id"] for link in absent))
+    exports = _exports_of(ids, records)
+    checkpoints = {str(file.parent): trained_on(file) for file in sorted(files) if file.name == CHECKPOINT}
+    pages = [file for file in sorted(files) if file.suffix == SUFFIX]
+    reports = reports_of(known, pages, [each for each in below if in_store(each)])
+    # those beside their manifests are written again with them
+    reports = {report: place for report, place in reports.items() if report.rpartition("/")[0] != place}
+    return Chain(list(known), exports, reports, checkpoints)
+
+
+def _read(candidates: Sequence[str]) -> tuple[dict[str, ManifestInfo], dict[str, tuple[bytes, str]]]:
+    """Read the manifests at these places. Return them, and the bytes of those that cannot be read with what
+    is wrong. Raises StoreError if a store fails.
+    """
     infos: dict[str, ManifestInfo] = {}
     unread: dict[str, tuple[bytes, str]] = {}
     for place in dict.fromkeys(candidates):
@@ -248,6 +262,13 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
             raise
         except UserError as error:
             unread[place] = _record_at(place), error.what
+    return infos, unread
+
+
+def _with_descendants(known: dict[str, ManifestInfo], infos: Mapping[str, ManifestInfo]) -> set[str]:
+    """Add to `known` those of `infos` that are copies of one of them, or were made from one, parents before
+    children. Return the ids that they have and had.
+    """
     ids: set[str] = set()
     more = dict(known)
     while more:
@@ -260,28 +281,27 @@ def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
         more = {place: info for place, info in left.items() if info.id in ids} or {
             place: info for place, info in left.items() if any(parent.id in ids for parent in info.parents)
         }
-    for place, (data, why) in unread.items():
-        _check_unrelated(f"{place}/{FILE}", data, why, ids.union(link["id"] for link in absent))
-    unfinished = [(str(file.parents[1]), _bytes(file)) for file in found_files if file.name == "plan.json"]
-    unfinished += [(each.prefix, each.data) for each in objects if each.name == _PLAN]
-    for place, data in unfinished:
-        if _value(data, ("parent",)) in ids:
+    return ids
+
+
+def _exports_of(ids: set[str], records: Sequence[_Record]) -> list[str]:
+    """Return the places of the exports of manifests with these ids. Raises UserError if one of them is
+    unfinished, or if the record of one is damaged.
+    """
+    for one in records:
+        if one.name == _PLAN and _value(one.data, ("parent",)) in ids:
             raise UserError(
-                f"{place} contains an unfinished export of these manifests",
+                f"{one.place} contains an unfinished export of these manifests",
                 "finish it with the command that began it, or remove it",
             )
-    finished = [(str(file.parent), _bytes(file)) for file in files[EXPORT]]
-    finished += [(each.prefix, each.data) for each in objects if each.name == EXPORT]
-    for place, data in finished:
-        if _value(data, ("parent", "id")) is None:
-            _check_unrelated(f"{place}/{EXPORT}", data, f"{place}/{EXPORT} is damaged", ids)
-    exports = [place for place, data in finished if _value(data, ("parent", "id")) in ids]
-    checkpoints = {str(file.parent): trained_on(file) for file in files[CHECKPOINT]}
-    pages = [file for file in found_files if file.suffix == SUFFIX]
-    reports = reports_of(known, pages, [each for each in below if in_store(each)])
-    # those beside their manifests are written again with them
-    reports = {report: place for report, place in reports.items() if report.rpartition("/")[0] != place}
-    return Chain(list(known), sorted(set(exports)), reports, checkpoints)
+    found: set[str] = set()
+    for one in records:
+        parent = _value(one.data, ("parent", "id"))
+        if one.name == EXPORT and parent is None:
+            _check_unrelated(f"{one.place}/{EXPORT}", one.data, f"{one.place}/{EXPORT} is damaged", ids)
+        elif one.name == EXPORT and parent in ids:
+            found.add(one.place)
+    return sorted(found)
 
 
 def _files(folder: Path, most: float = math.inf) -> Iterator[Path]:
@@ -316,18 +336,29 @@ def _check_unrelated(record: str, data: bytes, why: str, ids: Iterable[str]) -> 
 
 
 @dataclass(frozen=True)
-class _Object:
-    """An object that says what is at its `prefix`: `manifest.json`, or the record of an export."""
-
-    prefix: str
-    name: str
-    data: bytes
-
-
-def _objects(address: str) -> Iterator[_Object]:
-    """Yield the records of manifests and exports below an address, sorted; the bytes of a manifest's are not
-    read.
+class _Record:
+    """A file or an object that says what is at `place`, a folder or an address: the record of a manifest,
+    whose bytes are not read here, of an export, or of one that is not finished.
     """
+
+    place: str
+    name: str
+    data: bytes = b""
+
+
+def _records(files: Sequence[Path]) -> Iterator[_Record]:
+    """Yield the records of manifests and exports among these files."""
+    for file in files:
+        if file.name == FILE:
+            yield _Record(places.place_of(file.parent), FILE)
+        elif file.name == EXPORT:
+            yield _Record(str(file.parent), EXPORT, _bytes(file))
+        elif file.match(_PLAN):
+            yield _Record(str(file.parents[1]), _PLAN, _bytes(file))
+
+
+def _objects(address: str) -> Iterator[_Record]:
+    """Yield the records of manifests and exports below an address, sorted."""
     store = ObjectStore(address)
     paths = sorted(store.names())
     if not paths:
@@ -336,7 +367,7 @@ def _objects(address: str) -> Iterator[_Object]:
         for name in (FILE, EXPORT, _PLAN):
             if path == name or path.endswith(f"/{name}"):
                 prefix = f"{address}/{path}".removesuffix(f"/{name}")
-                yield _Object(prefix, name, b"" if name == FILE else store.read(path) or b"")
+                yield _Record(prefix, name, b"" if name == FILE else store.read(path) or b"")
 
 
 def _bytes(file: Path) -> bytes:

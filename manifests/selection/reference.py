@@ -15,7 +15,7 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo
-from uhr.manifests.lineage import find_parent
+from uhr.manifests.lineage import look_for
 from uhr.manifests.parts import GROUP_ROWS
 from uhr.manifests.schema import COLUMNS, Column
 
@@ -33,12 +33,12 @@ def parent_of(path: Path, info: ManifestInfo, open_parent: Callable[[Path | str]
     were forgotten since: its rows have other positions then.
     """
     recorded = info.parents[0]
-    place = find_parent(path, recorded)
+    place, why = look_for(path, recorded)
     if place is None:
         raise UserError(
             f"{places.place_of(path)} is by reference, and its parent {recorded.id[:16]} is not at "
-            f"{recorded.path}",
-            "put the parent back there, or next to it",
+            f"{recorded.path}{f', which {why}' if why else ''}",
+            "make it readable there" if why else "put the parent back there, or next to it",
         )
     parent = open_parent(place)
     if parent.id != recorded.id:

@@ -20,7 +20,7 @@ from uhr.base.files import sha256_file
 from uhr.manifests import parts as part_files
 from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
-from uhr.manifests.lineage import find_parent
+from uhr.manifests.lineage import find_parent, look_for
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
 from uhr.manifests.selection.reference import KEYS, POSITION, parent_of
@@ -89,10 +89,11 @@ def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
 
 
 def _result(path: Path, info: ManifestInfo, checks: list[str], faults: list[VerifyFault]) -> VerifyResult:
+    looked = [(parent, *look_for(path, parent)) for parent in info.parents]
     notes = [
-        f"{parent.role} {parent.id[:16]}: not found at {parent.path}"
-        for parent in info.parents
-        if find_parent(path, parent) is None
+        f"{parent.role} {parent.id[:16]}: not found at {parent.path}{f', which {why}' if why else ''}"
+        for parent, place, why in looked
+        if place is None
     ]
     notes += [
         f"redacted {each.time}: {counted(each.rows, 'row')} forgotten"

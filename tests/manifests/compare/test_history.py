@@ -54,6 +54,41 @@ def test_a_sample_that_was_left_out_is_found_in_the_parents(
     assert history(whole, "folder/00009.jpg")[0].error == "no known image format"
 
 
+def test_a_parent_that_cannot_be_reached_is_not_called_gone(
+    s3: Any, make: Make, make_row: Row, tmp_path: Path, uhr: Any
+) -> None:
+    top = make(tmp_path / "top", [make_row(50), make_row(60)])
+    there = f"s3://{s3.bucket}/middle"
+    slice_manifest(top, there, SliceOptions())
+    last = slice_manifest(Manifest.open(there), tmp_path / "last", SliceOptions(where="entropy > 5.5"))
+    s3.fault = lambda method, path: 403 if "middle" in path else None
+    (lost,) = [step for step in history(last, "folder/00060.jpg") if not step.found]
+    assert lost.path == there
+    assert lost.operation.startswith("cannot be reached (")
+    assert "access is denied" in lost.operation
+    _, printed, _ = uhr("manifest", "lineage", last.path)
+    assert f"cannot be reached ({there}/manifest.json: access is denied" in printed
+    assert "not found" not in printed
+    _, printed, _ = uhr("manifest", "verify", last.path)
+    assert f"not found at {there}, which cannot be reached" in printed
+    with pytest.raises(UserError, match=rf"no sample .*last, and {there} cannot be reached"):
+        history(last, "folder/00050.jpg")
+    s3.fault = lambda method, path: None
+    assert [step.found for step in history(last, "folder/00050.jpg")] == [True, True, True]
+
+
+def test_a_parent_that_is_damaged_and_one_that_is_gone_are_told_apart(
+    chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path
+) -> None:
+    _, halves, rich = chain
+    (halves.path / "manifest.json").write_text("{")
+    lost, _ = history(rich, "folder/00062.jpg")
+    assert lost.operation.startswith(f"cannot be read ({halves.path}/manifest.json")
+    shutil.rmtree(halves.path)
+    lost, _ = history(rich, "folder/00062.jpg")
+    assert lost.operation == "not found any more"
+
+
 def test_manifests_made_from_it_are_found_in_a_folder(
     chain: tuple[Manifest, Manifest, Manifest], make: Make, make_row: Row, tmp_path: Path
 ) -> None:

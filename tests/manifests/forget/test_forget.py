@@ -405,15 +405,19 @@ def test_near_duplicates_go_too(make: Make, rows: list[dict[str, Any]], tmp_path
 def test_checkpoints_that_were_trained_on_a_sample_are_named(
     chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path, capsys: Any
 ) -> None:
-    for run, name in (("run-a", "inner"), ("run-b", "other")):
+    for run, name in (("run-a", "inner"), ("run-b", "other"), ("run-c", "inner"), ("run-d", "inner")):
         folder = tmp_path / run / "checkpoints/step-00000001"
         folder.mkdir(parents=True)
         write_json(folder / "checkpoint.json", {"data": [{"id": "x", "manifest_id": chain[name].id}]})
+    damaged = tmp_path / "run-c/checkpoints/step-00000001/checkpoint.json"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    (tmp_path / "run-d/checkpoints/step-00000001/checkpoint.json").write_text('{"step": 1}')
     call = ["manifest", "forget", str(chain["set"].path), "--url", "https://example.org/b"]
     assert main([*call, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"run-a/checkpoints/step-00000001", printed)
-    assert "run-b" not in printed
+    assert not re.search(r"run-[bd]", printed)
+    assert f"its record could not be read, so it may have seen them: {damaged.parent}\n" in printed
 
 
 @pytest.mark.parametrize(
