@@ -100,13 +100,18 @@ class Axis:
 
 
 def axis_for(column: Column, numeric: Numeric, cuts: Sequence[float]) -> Axis | None:
-    """Make an axis that shows p1 to p99 and every threshold; None if there is nothing to show."""
+    """Make an axis that shows p1 to p99 and every threshold; None if there is nothing to show.
+
+    One integer alone has one bin; one number that may have fractions has none.
+    """
     least, greatest = numeric.least, numeric.greatest
     low, high = numeric.quantiles["p1"], numeric.quantiles["p99"]
-    if least is None or greatest is None or low is None or high is None or least == greatest:
+    if least is None or greatest is None or low is None or high is None:
         return None
     if pa.types.is_integer(column.type) and greatest - least < BINS:
         return Axis(least - 0.5, greatest + 0.5, round(greatest - least) + 1, False, least, greatest)
+    if least == greatest:
+        return None
     # outliers must not compress all other values into one bar
     spread = high - low
     if not math.isfinite(greatest - least):

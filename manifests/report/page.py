@@ -187,7 +187,8 @@ def _histograms(manifest: Manifest, stats: Stats, cuts: Sequence[Threshold]) -> 
     columns = {column.name: column for column in manifest.columns}
     numeric = sorted(stats.numeric, key=lambda column: column.name not in ruled)
     with manifest.connect() as connection:
-        charts = [histogram(connection, columns[one.name], one, cuts) for one in numeric if one.coverage]
+        varied = [one for one in numeric if one.coverage and one.least != one.greatest]
+        charts = [histogram(connection, columns[one.name], one, cuts) for one in varied]
     return [chart for chart in charts if chart is not None]
 
 

@@ -12,6 +12,7 @@ import pytest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.report import gallery, page, scatter, write_report
+from uhr.manifests.report.charts import HEIGHT, WIDTH
 from uhr.manifests.report.coverage import coverage, faults
 from uhr.manifests.report.duplicates import GROUPS, PER_GROUP, duplicates
 from uhr.manifests.report.gallery import Spent
@@ -166,6 +167,22 @@ def test_groups_of_every_stage_are_shown(make: Make, make_row: Row, tmp_path: Pa
 def test_a_set_without_groups_has_no_duplicates(manifest: Manifest) -> None:
     with manifest.connect() as connection:
         assert duplicates(connection, manifest, Spent(10**7)) == []
+
+
+def test_captions_of_one_length_are_one_bar(make: Make, make_row: Row, tmp_path: Path) -> None:
+    rows = [make_row(40 + number, caption="a lake at night") for number in range(3)]
+    manifest = make(tmp_path / "set", rows)
+    with manifest.connect() as connection:
+        (chart,) = page._captions(connection, manifest)
+    (bar,) = chart.segments
+    assert (bar.label, bar.height) == ("3.5 to 4.5: 3 kept", HEIGHT)
+    assert chart.low == chart.high == (WIDTH / 2, "4")
+    write_report(manifest, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    drawn = text[text.index("Histogram of caption") :]
+    assert drawn[: drawn.index("</svg>")].count(">4</text>") == 1
+    # a column of one value is not drawn
+    assert "Histogram of width" not in text
 
 
 def test_captions_are_counted_in_words(make: Make, make_row: Row, tmp_path: Path) -> None:
