@@ -114,15 +114,21 @@ class Manifest:
             source: Source = Folder.at(self.root)
         else:
             source = sources.build(self.info.origin, str(self.path / FILE))
-        stored = [part.path for part in self.info.attachments if part.path.startswith(f"{PIXELS}/")]
-        if not stored:
+        if not self._pixels:
             return source
-        return Stored(path=places.place_of(self.path), parts=tuple(stored), source=source)
+        return Stored(path=places.place_of(self.path), parts=self._pixels, source=source)
+
+    @property
+    def _pixels(self) -> tuple[str, ...]:
+        """The parts of the stored images."""
+        return tuple(part.path for part in self.info.attachments if part.path.startswith(f"{PIXELS}/"))
 
     @property
     def origin(self) -> dict[str, Any] | None:
-        """The description of `source` for the `manifest.json` of a manifest that is made from this one."""
-        return self.source.origin
+        """The description of `source` for the `manifest.json` of a manifest that is made from this one; None
+        for a folder, as in `ManifestInfo`: no source is built to say so.
+        """
+        return self.source.origin if self.info.origin is not None or self._pixels else None
 
     @cached_property
     def stored_schema(self) -> pa.Schema:

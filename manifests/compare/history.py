@@ -25,11 +25,11 @@ class Step:
     """What one manifest says of the sample, or that a run of training saw it.
 
     found: whether the manifest could be read (if not, `path` is where it was, and `operation` says why).
-    present: whether it has a row of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
-    columns: the values of columns that no parent of the manifest had, of those among the steps. changed:
-    (before, after) of the columns with another value than in the parents, of which the first with a value
-    counts; NaN and infinity are null in both. checkpoints: of a run, those that were trained on a manifest
-    with the sample.
+    present: whether it has a row of the sample. status, reason, error: its verdict. rule: the condition of
+    the rule that rejected it. columns: the values of columns that no parent of the manifest had, of those
+    among the steps. changed: (before, after) of the columns with another value than in the parents, of which
+    the first with a value counts; NaN and infinity are null in both. checkpoints: of a run, those that were
+    trained on a manifest with the sample.
     """
 
     path: str
