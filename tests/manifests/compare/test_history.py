@@ -77,7 +77,7 @@ def test_a_parent_that_cannot_be_reached_is_not_called_gone(
     assert [step.found for step in history(last, "folder/00050.jpg")] == [True, True, True]
 
 
-def test_a_parent_that_is_damaged_and_one_that_is_gone_are_told_apart(
+def test_a_damaged_parent_and_one_that_is_gone_are_distinguished(
     chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path
 ) -> None:
     _, halves, rich = chain
