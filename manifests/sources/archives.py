@@ -148,11 +148,11 @@ class Archives(Source):
         return found, 0
 
     def open(self, item: Item) -> Blob:
-        file, name = self._parted(item["uri"])
         version = item.get("source_version")
-        if version is not None and "@" in version:
-            return open_member(file, version)
         try:
+            file, name = self._parted(item["uri"])
+            if version is not None and "@" in version:
+                return open_member(file, version)
             place = str(file)
             if place not in self._indexes:
                 self._indexes[place] = Index(file)
@@ -222,4 +222,4 @@ def _contents(file: File) -> Contents:
     try:
         return contents(file)
     except PixelFault as fault:
-        raise UserError(f"{file} cannot be listed ({fault.message})", "repeat the command later") from None
+        raise UserError(f"cannot list {fault.message}", "repeat the command later") from None

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.base.paths import in_store
-from uhr.base.store import ObjectStore
+from uhr.base.store import ObjectStore, StoreError
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import Advance, Item, Listing, items_table
 from uhr.manifests.sources.blobs import Blob, FaultBlob, LocalBlob, MemoryBlob
@@ -121,6 +121,10 @@ class HuggingFace(TableRows):
 
     def open(self, item: Item) -> Blob:
         row, version = item["uri"].rpartition("/")[2], item.get("source_version")
+        try:
+            assert self._here
+        except StoreError as error:
+            return FaultBlob(PixelFault("unavailable", error.what))
         if version is not None and in_store(self.path) and version.partition("@")[2] != self._version:
             return FaultBlob(changed("its data set in the bucket is another one now"))
         if not row.isdigit() or int(row) >= len(self.rows):

@@ -82,9 +82,8 @@ class ParquetImages(TableRows):
                 with file.opened(version) as raw:
                     made = self._rows_of(file, version, raw, seen)
             except PixelFault as fault:
-                raise UserError(
-                    f"the table {file} cannot be read ({fault.message})", "repeat the command later"
-                ) from None
+                what = fault.message if fault.kind == "unavailable" else f"{file}: {fault.message}"
+                raise UserError(f"cannot read the table {what}", "repeat the command later") from None
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise UserError(
                     f"the table {file} cannot be read ({one_line(error)})", "fix the file"

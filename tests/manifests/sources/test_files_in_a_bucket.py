@@ -278,14 +278,20 @@ def test_a_shard_that_changed_or_is_gone_fails_its_rows_alone(upload, s3, images
 def test_a_bucket_that_fails_names_the_shard_and_its_rows_are_unavailable(upload, s3, images, tmp_path):
     _webdataset(tmp_path / "set", images)
     _parquet(tmp_path / "set" / "t", images)
+    tar(tmp_path / "set" / "deep.tar" / "a.tar", {"0.jpg": images[0]})
     address = upload("set")
     shards, table = sources.parse(f"webdataset:{address}"), sources.parse(f"parquet:{address}/t")
-    row, cell = shards.list().items.to_pylist()[0], table.list().items.to_pylist()[1]
+    deep = sources.parse(f"webdataset:{address}").list().items.to_pylist()[0]
+    saved = {"uri": "train/00000000"}
+    row, cell = shards.list().items.to_pylist()[1], table.list().items.to_pylist()[1]
+    s3.fault = lambda method, path: 503 if method in ("GET", "HEAD") else None
+    for source, item in ((shards, deep), (sources.parse(f"hf:{address}"), saved)):
+        with pytest.raises(PixelFault, match="the store failed") as fault:
+            source.open(item).read()
+        assert fault.value.kind == "unavailable", "and not an error of the program's user"
     s3.fault = lambda method, path: 503 if method == "GET" and "/set/" in path else None
-    for source, place in ((shards, r"s-000\.tar"), (table, r"part-0\.parquet")):
-        with pytest.raises(
-            UserError, match=rf"s3://\S+/{place} cannot be (listed|read) \(.*the store failed"
-        ) as e:
+    for source, place in ((shards, r"list s3://\S+/a\.tar"), (table, r"the table s3://\S+/part-0\.parquet")):
+        with pytest.raises(UserError, match=rf"^cannot (read )?{place}: the store failed") as e:
             source.list()
         assert "\n" not in str(e.value)
     for source, item in (
