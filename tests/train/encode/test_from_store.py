@@ -18,22 +18,34 @@ SIZES = {"a.png": (150, 150), "b.png": (140, 220), "c.png": (160, 150)}
 
 
 @pytest.fixture
-def curated(s3, uhr, blobs, save, tmp_path, monkeypatch) -> tuple[str, Path]:
-    """The same images curated in the bucket and in a folder: address and folder of the manifests."""
+def curate(uhr, blobs, save, tmp_path, monkeypatch):
+    """Curate the images in the folder `images` at another place."""
     monkeypatch.chdir(tmp_path)
-    client = boto3.client("s3")
     for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        file = tmp_path / "images" / name
-        save(file, blobs(height, width, seed))
+        save(file := tmp_path / "images" / name, blobs(height, width, seed))
         file.with_suffix(".txt").write_text(f"image {seed % 2}")
-        for each in (file, file.with_suffix(".txt")):
-            client.upload_file(str(each), s3.bucket, f"images/{each.name}")
     Path("p.yaml").write_text("name: p\nstages: [header, decode]\nrules: {}\n")
-    address = f"s3://{s3.bucket}"
-    for source, out in ((f"{address}/images", f"{address}/set"), ("images", "set")):
+
+    def run(source, out):
         code, _, err = uhr("curate", "run", "p.yaml", "--source", source, "--out", out, "--workers", 0)
         assert code == 0, err
-    return f"{address}/set", tmp_path / "set"
+        return out
+
+    return run
+
+
+@pytest.fixture
+def address(s3, curate, tmp_path) -> str:
+    """The address of a manifest whose images are in the bucket too."""
+    for file in (tmp_path / "images").iterdir():
+        boto3.client("s3").upload_file(str(file), s3.bucket, f"images/{file.name}")
+    return curate(f"s3://{s3.bucket}/images", f"s3://{s3.bucket}/set")
+
+
+@pytest.fixture
+def folder(curate, tmp_path) -> Path:
+    """The manifest of the same images in a folder."""
+    return curate("images", tmp_path / "set")
 
 
 @pytest.fixture
@@ -55,8 +67,9 @@ def rows_of(folder: Path) -> dict[str, tuple[str, torch.Tensor, torch.Tensor]]:
     return found
 
 
-def test_what_is_encoded_from_a_bucket_is_what_is_encoded_from_a_folder(curated, encode, uhr, s3, tmp_path):
-    address, folder = curated
+def test_what_is_encoded_from_a_bucket_is_what_is_encoded_from_a_folder(
+    address, folder, encode, uhr, tmp_path
+):
     code, said, err = encode(address, tmp_path / "ours", "--budget", "--json")
     assert (code, '"selected": 3' in said) == (0, True), err
     for manifest, out in ((address, "ours"), (folder, "theirs")):
@@ -76,8 +89,7 @@ def test_what_is_encoded_from_a_bucket_is_what_is_encoded_from_a_folder(curated,
     assert (code, address in said) == (0, True), err
 
 
-def test_a_bucket_that_does_not_answer_ends_the_encode_and_leaves_no_image_out(curated, encode, s3, tmp_path):
-    address, _ = curated
+def test_a_bucket_that_does_not_answer_ends_the_encode_and_leaves_no_image_out(address, encode, s3, tmp_path):
     s3.fault = lambda method, path: 503 if path.endswith("images/b.png") else None
     code, _, err = encode(address, tmp_path / "out")
     assert code == 1
@@ -91,18 +103,16 @@ def test_a_bucket_that_does_not_answer_ends_the_encode_and_leaves_no_image_out(c
 
 
 def test_an_image_that_is_not_in_the_bucket_any_more_is_left_out_with_its_reason(
-    curated, encode, s3, tmp_path
+    address, encode, s3, tmp_path
 ):
-    address, _ = curated
     boto3.client("s3").delete_object(Bucket=s3.bucket, Key="images/b.png")
     code, said, err = encode(address, tmp_path / "out")
     assert (code, "left out, unreadable: 1 (b.png: there is no such object)" in said) == (0, True), err
 
 
 def test_references_and_training_data_in_a_bucket_are_those_of_the_folder(
-    curated, uhr, blobs, save, tmp_path
+    address, folder, uhr, blobs, save, tmp_path
 ):
-    address, folder = curated
     protocol = {
         "name": "p",
         "about": "small",
@@ -130,8 +140,7 @@ def test_references_and_training_data_in_a_bucket_are_those_of_the_folder(
     assert exact == [sorted(SIZES)] * 2
 
 
-def test_the_captions_of_a_manifest_in_a_bucket_are_the_prompts_of_a_protocol(curated, uhr):
-    address, folder = curated
+def test_the_captions_of_a_manifest_in_a_bucket_are_the_prompts_of_a_protocol(address, folder, uhr):
     protocol = {
         "name": "p",
         "about": "small",
