@@ -220,9 +220,12 @@ def filtered(
 
 
 def _makes_groups(column: pa.ChunkedArray) -> bool:
-    """Whether a column has few values, short ones, that several rows share: no ids, hashes or captions."""
+    """Whether a column has few values, short ones, that several rows share: no ids, hashes or captions, and
+    no names of many groups of two or three rows each, such as near-duplicates.
+    """
     values = column.unique().drop_null().to_pylist()
     filled = len(column) - column.null_count
     several = len(values) + (column.null_count > 0) > 1
-    few = 0 < len(values) <= min(FEW_VALUES, filled // 2)
+    most = filled // 4 if len(values) > MOST_VALUES else filled // 2
+    few = 0 < len(values) <= min(FEW_VALUES, most)
     return several and few and max(len(str(value)) for value in values) <= LONGEST

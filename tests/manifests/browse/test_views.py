@@ -244,6 +244,16 @@ def test_many_values_are_counted_together(make: Make, make_row: Row, tmp_path: P
     assert "19:9" in [value.value for value in facet.values], "what is chosen stays in the list"
 
 
+def test_many_groups_of_two_are_not_offered_but_few_are(make: Make, make_row: Row, tmp_path: Path) -> None:
+    for groups, offered in ((30, False), (5, True)):
+        pairs = [
+            {"aspect_bucket": f"{number // 2}" if number < 2 * groups else None} for number in range(100)
+        ]
+        rows = [make_row(number, **pair) for number, pair in enumerate(pairs)]
+        views = views_of(make(tmp_path / f"{groups}", rows, previews=None))
+        assert ("aspect_bucket" in views.facets_of) is offered
+
+
 def test_ids_captions_and_hashes_are_not_offered(many: Manifest) -> None:
     assert not {"sample_id", "uri", "content_hash"} & set(views_of(many).facets_of)
     assert views_of(many).facets_of[:2] == ["status", "reason"]

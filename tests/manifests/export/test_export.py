@@ -85,6 +85,24 @@ def test_webdataset_has_the_bytes_the_caption_and_the_row(
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels(images, row))
 
 
+def test_webdataset_reads_its_tars(
+    run: Callable[..., ExportResult], images: Manifest, tmp_path: Path
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    run("webdataset")
+    files = [str(file) for file in sorted((tmp_path / "out").glob("*.tar"))]
+    found = {one["__key__"]: one for one in webdataset.WebDataset(files, shardshuffle=False).decode("rgb8")}
+    rows = kept(images)
+    assert found.keys() == rows.keys()
+    for key, one in found.items():
+        row = rows[key]
+        assert one["txt"] == (row["caption"] or "")
+        assert (one["json"]["uri"], one["json"]["entropy"]) == (row["uri"], row["entropy"])
+        (image,) = (one[kind] for kind in ("jpg", "png", "webp", "tif") if kind in one)
+        if row["format"] != "JPEG" and row["uri"] != "b/8.png":  # that has alpha
+            assert np.array_equal(image, pixels(images, row))
+
+
 def test_datasets_reads_the_webdataset(
     run: Callable[..., ExportResult], images: Manifest, tmp_path: Path, datasets_cache: None
 ) -> None:
