@@ -1,20 +1,26 @@
-"""Explain why an image was kept, rejected or failed: its columns by stage, and every rule with its values."""
+"""Explain why an image was kept, rejected or failed: its columns by stage, and every rule with its values.
+Check whether the verdicts of a manifest are those that its rules give.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.paths import is_utf8
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
-from uhr.curate.rules import Judge, Rule
+from uhr.curate.rules import Judge, Rule, RuleCounts
 from uhr.manifests.info import RuleInfo
+from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import FAILED, REJECTED, VERDICT
+from uhr.manifests.places import place_of
+from uhr.manifests.schema import FAILED, KEPT, REJECTED, VERDICT
 from uhr.manifests.uris import uri_of
+from uhr.manifests.verify.checks import EXAMPLES, VerifyFault, place_of_row
 
 PASS, FAIL, NOT_EVALUATED = "pass", "fail", "not evaluated"
 NOT_REACHED, NOT_MEASURED = "not reached", "not measured"
@@ -51,6 +57,74 @@ def explain_row(manifest: Manifest, row: dict[str, Any]) -> dict[str, Any]:
             if s.state == "skipped"
         ],
     }
+
+
+def check_verdicts(manifest: Manifest) -> Iterator[VerifyFault]:
+    """Evaluate the rules again on the columns that the rows have, and yield a fault for each verdict that
+    they do not give, with the first such rows. Rows that a stage failed are left out: what it raised is not
+    in the columns.
+
+    Raises UserError if the rows are of a union, as they had the rules of several pipelines, or if the
+    manifest lacks a column that a rule needs.
+    """
+    kinds = {link["operation"].get("kind") for link in lineage(place_of(manifest.path)) if link["found"]}
+    if "union" in kinds:
+        what = f"{manifest.name} has rows of a union, which had the rules of several pipelines"
+        raise UserError(what, "verify those that it was made of instead")
+    infos = [info for info in manifest.info.rules if info.state != NOT_EVALUATED]
+    rules = [(_rule_of(info), info.rows) for info in infos]
+    columns = {"uri", "status", "reason", "parent_id", "channels"}.intersection(manifest.schema.names)
+    for rule, _ in rules:
+        columns |= rule.condition.columns
+        if missing := sorted(rule.condition.columns.difference(manifest.schema.names)):
+            what = f"{manifest.name} has no column {missing[0]}, which its rule {rule.name} needs"
+            raise UserError(what, "verify the manifest that it was made from instead")
+    judge = Judge(manifest.schema, _channels(manifest, infos))
+    counts, examples, position = Counter[str](), dict[str, list[str]](), 0
+    for batch in manifest.rows(sorted(columns)):
+        rows = batch.to_pylist()
+        for at, text in _differences(judge, rules, rows):
+            counts[text] += 1
+            if counts[text] <= EXAMPLES:
+                place = place_of_row(manifest, position + at)
+                examples.setdefault(text, []).append(f"{rows[at]['uri']} ({place})")
+        position += len(rows)
+    for text, count in sorted(counts.items()):
+        yield VerifyFault("rules", "status", f"{text}: {', '.join(examples[text])}", count)
+
+
+def _differences(
+    judge: Judge, rules: Sequence[tuple[Rule, str]], rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[int, str]]:
+    """Yield the number of each row that has another verdict than the rules give, and what differs."""
+    for of, is_patch in (("images", False), ("patches", True)):
+        at = [i for i, row in enumerate(rows) if (row["parent_id"] is not None) == is_patch]
+        own = [rule for rule, whose in rules if whose in ("", of)]
+        unjudged = [rows[i] | {"channels": None} for i in at]
+        for i, ruling in zip(at, judge.rulings(own, unjudged, RuleCounts()), strict=True):
+            row, verdict = rows[i], ruling.verdict
+            if row["status"] == FAILED and row["reason"] not in (NO_VALUE, RULE_ERROR):
+                continue
+            given = (KEPT, None) if verdict is None else verdict[:2]
+            if (row["status"], row["reason"]) != given:
+                yield i, f"is {_said(row['status'], row['reason'])}, and the rules give {_said(*given)}"
+                continue
+            left = None if verdict is not None else ruling.channels
+            if left is not None and sorted(left) != sorted(row["channels"] or ()):
+                yield i, f"is kept by {row['channels']}, and by the rules of {left}"
+
+
+def _said(status: str, reason: str | None) -> str:
+    return f"{status} ({reason})" if reason else status
+
+
+def _channels(manifest: Manifest, infos: Iterable[RuleInfo]) -> list[str]:
+    """Return the channels that have rules, or rows."""
+    if "channels" not in manifest.schema.names:
+        return []
+    with manifest.connect() as connection:
+        found = connection.sql("SELECT DISTINCT unnest(channels) FROM samples").fetchall()
+    return sorted({name for (name,) in found} | {info.channel for info in infos if info.channel})
 
 
 def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
@@ -109,7 +183,7 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
         if info.state == NOT_EVALUATED:
             yield {**entry, "outcome": NOT_EVALUATED, "why": info.why}
             continue
-        rule = Rule.parse(info.name, info.where, info.null or "fail", info.channel or None)
+        rule = _rule_of(info)
         entry["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
         ended = ended or bool(rule.condition.columns.intersection(unreached or ()))
         outcome = NOT_REACHED if ended else _outcome(judge, rule, row)
@@ -120,6 +194,10 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
         rejected = rejected or (row["status"] == REJECTED and row["reason"] == info.name)
         ended = ended or _ends_here(info, row, outcome)
         yield {**entry, "outcome": outcome, "why": row["error"] if outcome == FAIL and row["error"] else ""}
+
+
+def _rule_of(info: RuleInfo) -> Rule:
+    return Rule.parse(info.name, info.where, info.null or "fail", info.channel or None)
 
 
 def _outcome(judge: Judge, rule: Rule, row: dict[str, Any]) -> str:

@@ -40,6 +40,12 @@ this package knows no models.
 """
 
 
+VERDICTS: str | None = None
+"""Import path of a function of a manifest that yields a fault for each verdict that its rules do not give.
+`uhr.cli` sets it.
+"""
+
+
 EXPLAINER: str | None = None
 """Import path of a function of a manifest and a row that returns its verdict, columns and rules. `uhr.cli`
 sets it: the rules are evaluated by curation.
@@ -260,6 +266,9 @@ def difference(
 def verify(
     path: Folder,
     pixels: Annotated[bool, typer.Option("--pixels", help="Also hash the source files again.")] = False,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Also evaluate the rules again, and compare the verdicts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check parts, id, schema, rows and previews; every fault is listed, and any makes the exit code 1."""
@@ -269,11 +278,13 @@ def verify(
     from uhr.manifests.show import print_verify_result
     from uhr.manifests.verify.verification import verify as check
 
+    assert VERDICTS is not None, "uhr.cli names it"
+    judge = load_object(VERDICTS, "verdicts") if rules else None
     if pixels:
         with console.progress("hash", info_at(path).counts["rows"], "files") as advance:
-            verdict = check(path, pixels=True, advance=advance)
+            verdict = check(path, pixels=True, rules=judge, advance=advance)
     else:
-        verdict = check(path)
+        verdict = check(path, rules=judge)
     console.emit(asdict(verdict), as_json, lambda _: print_verify_result(verdict))
     if verdict.faults:
         raise typer.Exit(1)

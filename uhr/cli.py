@@ -54,6 +54,7 @@ manifests.UNFINISHED = "uhr.curate.run.earlier.so_far:so_far"
 manifests.EMBEDDER = "uhr.models.scores.clip:embed_query"
 # `manifest browse` shows why a row was kept or rejected: curation has the rules
 manifests.EXPLAINER = "uhr.curate.explain:explain_row"
+manifests.VERDICTS = "uhr.curate.explain:check_verdicts"
 # `manifest forget` takes latents and embeddings out of encoded data
 manifests.ENCODED = ("uhr.train.encode.redact:redact", "uhr.train.encode.redact:seal")
 

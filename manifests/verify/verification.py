@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,21 +44,29 @@ class VerifyResult:
 
 
 def verify(
-    path: Path | str, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None
+    path: Path | str,
+    *,
+    pixels: bool = False,
+    rules: Callable[[Manifest], Iterator[VerifyFault]] | None = None,
+    advance: Advance = lambda n=1, note=None: None,
 ) -> VerifyResult:
     """Check the manifest in the folder `path`, or at an address, and return all faults.
 
     With `pixels`, the source files are hashed again, which `advance` counts, and the format and size of each
-    image are compared with its row. Raises UserError if `manifest.json` cannot be read.
+    image are compared with its row. `rules` compares the verdicts with the rules, and yields the faults
+    (`uhr.curate.explain.check_verdicts`). Raises UserError if `manifest.json` cannot be read, or as `rules`
+    does.
     """
     with places.as_stored(path) as folder:
-        found = _verify(folder, pixels, advance)
+        found = _verify(folder, pixels, rules, advance)
     if places.is_forgetting(path):
         found.notes.append("a 'forget' that began here is not finished: repeat its command")
     return found
 
 
-def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
+def _verify(
+    path: Path, pixels: bool, rules: Callable[[Manifest], Iterator[VerifyFault]] | None, advance: Advance
+) -> VerifyResult:
     info = read_info(path)
     faults = list(_parts(path, info))
     checks = ["parts"]
@@ -82,6 +90,8 @@ def _verify(path: Path, pixels: bool, advance: Advance) -> VerifyResult:
         checks += ["identity", "order", "verdicts", "counts", "ranges", "coverage", "previews"]
         if not any(fault.check == "schema" for fault in faults):
             faults += check_rows(manifest)
+            faults += () if rules is None else rules(manifest)
+            checks += [] if rules is None else ["rules"]
         if pixels:
             checks.append("pixels")
             faults += _pixels(manifest, advance)

@@ -67,6 +67,14 @@ def test_explain_shows_what_each_rule_looked_at_and_every_column_under_its_stage
     assert "width              60 px" in printed
 
 
+def test_verify_evaluates_the_rules_again(uhr, out):
+    assert uhr("manifest", "verify", out)[0] == 0
+    code, printed, _ = uhr("manifest", "verify", out, "--rules", "--json")
+    assert code == 0
+    assert json.loads(printed)["faults"] == []
+    assert json.loads(printed)["checks"][-1] == "rules"
+
+
 def test_explain_of_what_is_not_there_is_one_line(uhr, out, tmp_path):
     assert uhr("curate", "explain", out, "nobody.jpg")[2].startswith("uhr: no sample 'nobody.jpg'")
     code, _, errors = uhr("curate", "explain", tmp_path / "nowhere", "x")

@@ -135,7 +135,7 @@ def test_the_preset_keeps_patches_with_detail_and_none_of_the_images(uhr, tmp_pa
     code, text, errors = uhr("curate", "explain", tmp_path / "out", patches[0]["sample_id"])
     assert code == 0, errors
     assert "whole_image" not in text, "a rule of images says nothing of patches"
-    code, _, errors = uhr("manifest", "verify", tmp_path / "out")
+    code, _, errors = uhr("manifest", "verify", tmp_path / "out", "--rules")
     assert code == 0, errors
 
 
@@ -216,6 +216,7 @@ def measured(uhr, tmp_path):
         arguments += () if source is None else ("--source", source)
         code, _, errors = uhr("curate", "run", tmp_path / f"{name}.yaml", *arguments)
         assert code == 0, errors
+        assert uhr("manifest", "verify", tmp_path / name, "--rules")[0] == 0
         return Manifest.open(tmp_path / name).table().to_pylist()
 
     return run

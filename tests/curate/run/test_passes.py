@@ -15,6 +15,7 @@ from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.curate.config import load
+from uhr.curate.explain import check_verdicts
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
 from uhr.curate.run.status import status_of
@@ -104,7 +105,10 @@ def run(uhr, tmp_path, monkeypatch) -> Callable[..., tuple[Manifest, str]]:
         arguments = ("--source", source, "--out", tmp_path / out, "--engine", engine, "--workers", workers)
         code, printed, errors = uhr("curate", "run", pipeline, *arguments)
         assert code == 0, errors
-        return Manifest.open(tmp_path / out), printed
+        made = Manifest.open(tmp_path / out)
+        # every verdict is what its rules give: those of channels, of models, and with nulls
+        assert list(check_verdicts(made)) == []
+        return made, printed
 
     return call
 

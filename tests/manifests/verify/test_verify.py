@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from uhr.base.files import sha256_file
+from uhr.cli import main
 from uhr.manifests import parts
 from uhr.manifests.info import ManifestInfo, Parent, StageInfo, content_id
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import Column, patch_id, sample_id, schema_of
+from uhr.manifests.selection import sets
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.uris import uri_of
 from uhr.manifests.verify.checks import VerifyFault
@@ -316,3 +318,32 @@ def _seal(manifest: Manifest) -> None:
         tree["id"] = content_id(pq.read_schema(file), info.operation, info.parents, info.parts, info.previews)
 
     _edit(manifest.path, edit)
+
+
+def test_verdicts_that_the_rules_do_not_give_are_found(
+    make: Make, make_row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that the manifest says of them agrees; only the values of the columns do not."""
+    rows = [
+        make_row(10, status="kept", reason=None),
+        make_row(11),
+        make_row(50, status="rejected", reason="entropy"),
+        make_row(51),
+        make_row(52, entropy=None),
+        make_row(59),
+    ]
+    made = make(tmp_path / "set", rows)
+    assert verify(made.path).faults == []
+    assert main(["manifest", "verify", str(made.path), "--rules", "--json"]) == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    part = "samples/part-00000.parquet"
+    assert [(fault["check"], fault["what"]) for fault in faults] == [
+        ("rules", f"is kept, and the rules give failed (no value): folder/00052.jpg ({part} row 4)"),
+        ("rules", f"is kept, and the rules give rejected (entropy): folder/00010.jpg ({part} row 0)"),
+        ("rules", f"is rejected (entropy), and the rules give kept: folder/00050.jpg ({part} row 2)"),
+    ]
+    right = make(tmp_path / "right", [make_row(number) for number in (10, 50, 59)])
+    assert main(["manifest", "verify", str(right.path), "--rules"]) == 0
+    both = sets.union([made, right], tmp_path / "both", prefer="first")
+    assert main(["manifest", "verify", str(both.path), "--rules"]) == 1
+    assert "has rows of a union, which had the rules of several pipelines" in capsys.readouterr().err
