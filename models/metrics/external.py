@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import queue
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -191,14 +192,14 @@ def _written(pixels: Any, path: Path) -> Path:
 
 
 class Function(Own):
-    """A function in Python: it is given image, prompt and reference, and returns a mapping of column ->
-    number.
+    """A function in Python: it is called with image [h, w, 3] uint8, prompt and reference (both may be None),
+    and returns a mapping of column -> number.
     """
 
     about = About("whatever a function of the user's own measures", "the function's", "import path")
 
     class Options(_OwnOptions):
-        """function: its import path, `package.module:name`."""
+        """function: its import path, `package.module:name`; it takes (image, prompt, reference)."""
 
         function: str
 
@@ -206,6 +207,7 @@ class Function(Own):
         self._function = load_object(options.function, "function")
         if not callable(self._function):
             raise UserError(f"{options.function} is not a function", "name one as package.module:name")
+        _check_parameters(self._function, options.function)
         super().__init__("function", options, {"function": options.function, **source_hash(self._function)})
 
     @classmethod
@@ -225,10 +227,22 @@ class Function(Own):
         return self.numbers(sample, found)
 
 
+def _check_parameters(function: Callable[..., Any], name: str) -> None:
+    """Raise UserError if a function cannot be called with an image, a prompt and a reference."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # some functions that are written in C
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        fix = "a metric's function takes (image, prompt, reference), by position"
+        raise UserError(f"{name} has the parameters {signature}", fix) from None
+
+
 def source_hash(function: Any) -> dict[str, str]:
     """Return the SHA-256 of a function's source under `file`; nothing if it has none."""
-    import inspect
-
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:

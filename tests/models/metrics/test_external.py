@@ -88,6 +88,19 @@ def brightness(image: np.ndarray, prompt: str | None, reference: np.ndarray | No
     return {"mean": float(image.mean())} if prompt else {}
 
 
+def of_a_sample(sample: Sample) -> dict[str, float]:
+    return {"mean": 0.0}
+
+
+def test_a_function_with_other_parameters_is_refused_before_anything_is_scored(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_metrics", sys.modules[__name__])
+    options = {"name": "bright", "columns": {"mean": "higher"}}
+    with pytest.raises(
+        UserError, match=r"of_a_sample has the parameters \(sample.*\(image, prompt, reference\)"
+    ):
+        metric("function", function="own_metrics:of_a_sample", **options)
+
+
 def test_a_function_is_called_with_image_and_prompt(noise, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_metrics", sys.modules[__name__])
     options = {"name": "bright", "columns": {"mean": "higher"}}
