@@ -375,7 +375,8 @@ def _of_folder(
 def _of_files(files: Sequence[Path]) -> tuple[list[ImageRef], list[str]]:
     for file in files:
         if not file.is_file():
-            raise UserError(f"the reference {file} does not exist", "download the published set again")
+            fix = "restore it, or remove what names it (a link, a line of metadata)"
+            raise UserError(f"the reference {file} does not exist", fix)
     refs = [ImageRef(str(file), path_text(file.absolute())) for file in files]
     return refs, _hashes(refs, [None] * len(refs))
 

@@ -321,6 +321,14 @@ def test_a_set_of_uhr_is_generated_and_matched_by_name(protocol, uhr, tiny_flux,
     assert "has another seed than the protocol" in score(other, "set", "o", "--first", 2)[2]
 
 
+def test_a_link_to_nothing_among_the_references_is_named(protocol, folder, score):
+    images, references = folder("images"), folder("references")
+    (references / "gone.png").symlink_to(references / "nothing.png")
+    file = protocol(metrics=[{"metric": "random-frechet"}], references={"kind": "set"})
+    error = score(file, images, "out", "--references", references)[2]
+    assert "gone.png does not exist: restore it, or remove what names it (a link" in error
+
+
 def test_the_seeds_of_a_prompt_share_one_reference_of_the_set(protocol, folder, score):
     """Twice in the set, it would make the unbiased kernel distance of equal sets positive."""
     twice = folder("twice", [])
