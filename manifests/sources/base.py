@@ -2,6 +2,7 @@
 
 `Source.list` gives the items to curate, `Source.open` the bytes of one of them, as a `Blob`. A source is a
 configuration that can be stored: `manifest.json` has its description, and later steps open the same bytes.
+Several threads may call `Source.open` at the same time.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -33,6 +34,10 @@ READ_AHEAD = 4 * 2**20
 
 HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
+
+
+_READING = threading.Lock()
+"""Held while a row is read: the rows of a table are read in turn, by whichever thread."""
 
 
 class ParquetImages(TableRows):
@@ -187,7 +192,8 @@ class ParquetImages(TableRows):
     def _bytes(self, file: File, row: int, version: str | None) -> Blob:
         listed = None if version is None else version.partition("@")[2]
         try:
-            data = self._reader(file, listed).read(row)
+            with _READING:
+                data = self._reader(file, listed).read(row)
         except FileNotFoundError:
             what = PixelFault("unreadable", f"there is no {file}")
             return FaultBlob(changed("it was removed") if version else what)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import pyarrow as pa
@@ -142,3 +144,23 @@ def test_two_columns_of_one_name_are_refused(tmp_path, images):
     pq.write_table(pa.Table.from_arrays(columns, names=["image", "c", "c"]), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="it has two columns 'c'"):
         sources.parse(f"parquet:{tmp_path / 't.parquet'}").list()
+
+
+@pytest.mark.parametrize("held", [1, 2**20])
+def test_threads_read_the_rows_of_two_tables_at_the_same_time(tmp_path, images, monkeypatch, held):
+    """As `manifest verify --pixels` and `manifest export` do."""
+    monkeypatch.setattr(parquet_images, "HELD", held)
+    for part in range(2):
+        table = pa.table({"image": [b"%d" % part + data for data in images]})
+        pq.write_table(table, tmp_path / f"{part}.parquet", row_group_size=3)
+    source = sources.parse(f"parquet:{tmp_path}")
+    items = source.list().items.to_pylist()
+    rows = [n * 5 % len(items) for n in range(40 * len(items))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(lambda n: source.open(items[n]).read(), rows))
+    finally:
+        sys.setswitchinterval(interval)
+    assert read == [b"%d" % (n // 7) + images[n % 7] for n in rows]
