@@ -14,7 +14,7 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.base.paths import in_store, text_place, unescaped
 from uhr.base.store import StoreError
-from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, Source, items_table
+from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, Source, items_table, unnumbered
 from uhr.manifests.sources.blobs import Blob, FaultBlob, size_of
 from uhr.manifests.sources.files import places
 from uhr.manifests.sources.files.members import (
@@ -215,7 +215,7 @@ def _key(name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return name.partition("#")[0].rpartition(".")[2].lower() in IMAGE_SUFFIXES
+    return unnumbered(name).rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
 def _contents(file: File) -> Contents:

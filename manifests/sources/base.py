@@ -364,6 +364,9 @@ def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Ta
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
+_NUMBER = re.compile(r"#\d+\Z")
+
+
 def numbered(name: str, seen: dict[str, int]) -> str:
     """Return `name`, or, if it is in `seen`, the first of `name#2`, `name#3`, ... that is not; add it.
 
@@ -378,6 +381,11 @@ def numbered(name: str, seen: dict[str, int]) -> str:
     seen[name] = max(number, 1)
     seen.setdefault(found, 1)
     return found
+
+
+def unnumbered(name: str) -> str:
+    """Return a name without the number that `numbered` may have given it."""
+    return _NUMBER.sub("", name)
 
 
 def version_of(path: Path | str) -> str | None:

@@ -7,6 +7,7 @@ each machine for each content.
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from uhr.manifests.sources.files.places import lane_of
 from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
+
+_PATTERN = re.compile(r"[*?\[]|::")
+"""What `datasets` does not read as a part of a path: it would find other folders, or none."""
 
 
 class HuggingFace(TableRows):
@@ -75,8 +79,12 @@ class HuggingFace(TableRows):
         import datasets
 
         here = Path(self._here)
+        saved = (here / "state.json").exists() or (here / "dataset_dict.json").exists()
+        if not saved and here.exists() and (found := _PATTERN.search(os.path.realpath(here))):
+            what = f"the data set {self.path} has a path with '{found[0]}', a pattern to the package datasets"
+            raise UserError(what, "rename the folder; a link does not help")
         try:
-            if (here / "state.json").exists() or (here / "dataset_dict.json").exists():
+            if saved:
                 found = datasets.load_from_disk(self._here)
                 found = found[self.split] if isinstance(found, datasets.DatasetDict) else found
             else:

@@ -16,7 +16,7 @@ from uhr.base.errors import UserError, one_line
 from uhr.base.paths import in_store, text_place, unescaped
 from uhr.base.store import StoreError
 from uhr.manifests.sources import tables
-from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, items_table, numbered
+from uhr.manifests.sources.base import Advance, AnyPlace, Item, Listing, items_table, numbered, unnumbered
 from uhr.manifests.sources.blobs import Blob, FaultBlob, MemoryBlob
 from uhr.manifests.sources.files import places
 from uhr.manifests.sources.files.places import File
@@ -160,7 +160,10 @@ class ParquetImages(TableRows):
                 continue
             version = versions.get(place)
             fault = (None, None) if version else ("unreadable", f"there is no file {place}")
-            yield numbered(places.relative(place, self._files_below), seen), version, None, None, *fault
+            uri = places.relative(place, self._files_below)
+            if (name := unnumbered(uri)) != uri:
+                uri = f"{name}%23{uri[len(name) + 1 :]}"  # that of a file called `a.jpg#2`
+            yield numbered(uri, seen), version, None, None, *fault
 
     def _root(self, file: File) -> Path | str:
         if self.root is not None:
@@ -177,11 +180,12 @@ class ParquetImages(TableRows):
         head, _, row = uri.rpartition("/")
         if head.lower().endswith(SUFFIX) and row.isdigit():
             return places.below(self._base, head), int(row)
-        name = unescaped(uri.partition("#")[0])
+        uri = unnumbered(uri)
+        name = unescaped(uri)
         if in_store(name):
             return places.file_at(name), None
         if in_store(self._files_below):
-            return places.below(self._files_below, uri.partition("#")[0]), None
+            return places.below(self._files_below, uri), None
         return places.file_at(Path(self._files_below) / name), None
 
     def open(self, item: Item) -> Blob:

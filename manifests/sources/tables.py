@@ -33,7 +33,7 @@ def table_files(path: str, suffixes: Sequence[str] = SUFFIXES[:-1]) -> list[File
     Raises UserError if there is none. A text in a folder of tables is a licence or a description.
     """
     # an address with any of the suffixes is that of one object
-    single = in_store(path) and places.is_single(path, SUFFIXES)
+    single = in_store(path) and path.lower().endswith(SUFFIXES)
     found = places.found(path, SUFFIXES if single else suffixes, "tables")
     if not found:
         raise UserError(

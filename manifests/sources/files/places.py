@@ -168,14 +168,16 @@ def _found_here(place: Path, suffixes: Sequence[str]) -> dict[str, list[File]]:
 
 
 def _found_in_bucket(address: str, suffixes: Sequence[str]) -> dict[str, list[File]]:
-    if is_single(address, suffixes):
-        file = ObjectFile(address)
+    is_pattern, ends = _SPECIAL.search(address) is not None, tuple(suffixes)
+    if address.lower().endswith(ends):
         with contextlib.suppress(FileNotFoundError):
-            return {address: [ObjectFile(address, file.version())]}
-        return {address: []}
-    if _SPECIAL.search(address) is None:
-        versions = ObjectStore(address).versions()
-        names = [name for name in versions if name.lower().endswith(tuple(suffixes))]
+            return {address: [ObjectFile(address, ObjectFile(address).version())]}
+        if not is_pattern:
+            return {address: []}
+    # what has exactly this name comes before what the name is a pattern of, as on this machine
+    versions = ObjectStore(address).versions()
+    if versions or not is_pattern:
+        names = [name for name in versions if name.lower().endswith(ends)]
         return {address: [ObjectFile(f"{address}/{name}", versions[name]) for name in names]}
     folder, _, start = _before_pattern(address).rpartition("/")
     versions = ObjectStore(folder).versions(start)

@@ -105,6 +105,8 @@ def test_samples_of_a_webdataset_are_grouped_by_key(tmp_path, image):
         "0.json": json.dumps({"author": "Ada"}).encode(),
         "0.cls": b"3",
         "0.seg.png": image,
+        "0#1?.jpg": image,
+        "0#1?.cls": b"3",
         "1.npy": b"no image",
         "2.txt": b"text alone",
         "b/0.jpg": image,
@@ -115,11 +117,12 @@ def test_samples_of_a_webdataset_are_grouped_by_key(tmp_path, image):
     assert rows == {
         "s.tar/0.jpg": ["s.tar/0.json", "s.tar/0.txt"],
         "s.tar/0.seg.png": None,
+        "s.tar/0#1?.jpg": None,
         "s.tar/1.npy": None,
         "s.tar/2.txt": None,
         "s.tar/b/0.jpg": None,
     }
-    assert listing.not_opened == {"other_members": 1}
+    assert listing.not_opened == {"other_members": 2}
 
 
 def test_shards_are_named_by_braces_patterns_and_folders(tmp_path, image):

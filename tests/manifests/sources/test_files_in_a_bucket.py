@@ -157,6 +157,39 @@ def _read(source, uri: str, version: str | None) -> object:
     return data
 
 
+def test_a_name_in_a_bucket_may_look_like_a_pattern(upload, images, tmp_path):
+    odd = "1 [a]? #50% ü"
+    _webdataset(tmp_path / odd / "wds", images)
+    _parquet(tmp_path / odd / "tables", images)
+    tar(tmp_path / odd / "{0..2}.tar", {"0.jpg": images[0]})
+    (tmp_path / odd / "list.txt").write_text("https://e.org/a?b.jpg#c")
+    (tmp_path / odd.replace("?", "x")).mkdir()
+    tar(tmp_path / odd.replace("?", "x") / "of the pattern.tar", {"9.jpg": images[0]})
+    upload(odd.replace("?", "x"))
+    place = upload(odd)
+    below = f"{odd.replace('%', '%25')}/"
+    for text, count, first in (
+        (f"webdataset:{place}/wds", 9, f"{below}wds/s-000.tar/000000000.jpg"),
+        (f"archives:{place}/{{0..2}}.tar", 1, f"{below}{{0..2}}.tar/0.jpg"),
+        (f"parquet:{place}/tables", 12, f"{below}tables/part-0.parquet/00000000"),
+        (f"urls:{place}/list.txt", 1, "https://e.org/a?b.jpg#c"),
+    ):
+        source = sources.parse(text)
+        items = source.list().items.to_pylist()
+        assert (len(items), items[0]["uri"]) == (count, first)
+        if not source.fetches:
+            assert source.open({"uri": first}).read() == images[0]
+
+
+@pytest.mark.parametrize("name", ["a*", "a?", "a[1]", "a::b"])
+def test_a_data_set_whose_path_is_a_pattern_is_refused(tmp_path, images, name):
+    """`datasets` would read those of other folders."""
+    (tmp_path / name / "train").mkdir(parents=True)
+    (tmp_path / name / "train" / "0.jpg").write_bytes(images[0])
+    with pytest.raises(UserError, match="a pattern to the package datasets: rename the folder"):
+        sources.parse(f"hf:{tmp_path / name}").list()
+
+
 @pytest.mark.parametrize("form", ["save_to_disk", "dict", "parquet"])
 def test_a_data_set_in_a_bucket_is_copied_once(upload, s3, images, tmp_path, monkeypatch, form):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "hf")

@@ -89,6 +89,19 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path, images):
         source.open(rows["1.jpg"]).read()
 
 
+def test_paths_of_any_characters_are_opened(tmp_path, images):
+    names = ["a#1.jpg", "a.jpg", "a.jpg#2", "a.jpg%232", "b?c.jpg", "50%.jpg", "#5/ü [1].jpg"]
+    for name, data in zip(names, images, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    pq.write_table(pa.table({"path": [*names, "a.jpg", "a.jpg#2"]}), tmp_path / "l#1?[2].parquet")
+    source = sources.parse(f"parquet:{tmp_path / 'l#1?[2].parquet'}")
+    read = {item["uri"]: source.open(item).read() for item in source.list().items.to_pylist()}
+    uris = ["a#1.jpg", "a.jpg", "a.jpg%232", "a.jpg%25232", "b?c.jpg", "50%25.jpg", "#5/ü [1].jpg"]
+    again = {"a.jpg#2": images[1], "a.jpg%232#2": images[2]}
+    assert read == dict(zip(uris, images, strict=True)) | again
+
+
 def test_a_table_that_was_replaced_after_the_listing_is_a_fault(table, images):
     source = sources.parse(f"parquet:{table}")
     item = source.list().items.to_pylist()[0]
