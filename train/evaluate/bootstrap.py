@@ -41,8 +41,8 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """A paired difference of means, b - a, with its interval.
 
-    wins: the share of prompts on which b's value is larger; equal values count half. None for metrics of
-        sets, which no single prompt has a value of.
+    wins: the share of prompts on which b is better; equal values count half. None for values that are better
+        in neither direction, and for metrics of sets, which no single prompt has a value of.
     prompts: how many there are with a value in both, or groups of them.
     """
 
@@ -97,11 +97,14 @@ def difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
     weights: tuple[np.ndarray, np.ndarray] | None = None,
+    better: Literal["higher", "lower"] | None = "higher",
 ) -> Difference | None:
     """Return the difference of the means of b and a, float [N] each, of the same images in the same order;
     None if no image has a value in both.
 
-    weights: of a and of b, as of `interval`: each mean has its own.
+    Args:
+        weights: of a and of b, as of `interval`: each mean has its own.
+        better: which values are; None for neither.
 
     Images without a value in a or in b are left out of both means, so that both are over the same images.
     The difference is that of the two `interval`s only where no image is left out.
@@ -116,7 +119,8 @@ def difference(
     value = other - one
     count, sizes, sums = _grouped(values, prompts, both)
     each = sums / sizes
-    wins = float(np.mean((each[:, 1] > each[:, 0]) + 0.5 * (each[:, 1] == each[:, 0])))
+    higher = float(np.mean((each[:, 1] > each[:, 0]) + 0.5 * (each[:, 1] == each[:, 0])))
+    wins = {"higher": higher, "lower": 1 - higher, None: None}[better]
     found = _means(values, prompts, mean, seed, resamples, both)
     if found is None:
         return Difference(value, None, None, wins, count)

@@ -131,3 +131,9 @@ class Model(Weighted):
         if self.scale == 2 and Path("stop-two").exists() and samples[0].index == 3:
             raise UserError("stopped", "remove the file stop-two")
         return super().score(samples)
+
+
+def three_directions(image, *_):
+    """A function of three columns with one value, for which a protocol names three directions."""
+    value = float(image.std())
+    return {"more": value, "less": value, "either": value}

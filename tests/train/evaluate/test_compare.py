@@ -78,6 +78,30 @@ def test_the_numbers_of_one_metric_have_headings_of_their_own(protocol, folder, 
     assert r"Method & noise\_own & seed\_own $\downarrow$ & brightness/1 $\uparrow$" in latex
 
 
+def test_a_value_without_a_better_direction_is_neither_better_nor_worse(protocol, folder, score, uhr):
+    directions = {"more": "higher", "less": "lower", "either": None}
+    own = {"function": "own_metrics:three_directions", "name": "own", "columns": directions}
+    file = protocol(metrics=[{"metric": "function", "label": "own", "options": own}])
+    for name, blur in (("a", 0), ("b", 5)):
+        assert score(file, folder(f"images-{name}", blur=blur), name)[0] == 0
+    assert uhr("eval", "compare", "a", "b", "--out", "page.html")[0] == 0
+    table = Path("page.html").read_text().partition('<table id="differences">')[2].partition("</table>")[0]
+    # b varies less on every prompt
+    found = {}
+    for row in table.split("<tr>")[2:]:
+        name = next(name for name in directions if f">{name}" in row)
+        verdicts = [each for each in ("better", "worse", "<svg") if each in row]
+        found[name] = (verdicts, "100 %" in row, "0 %" in row)
+    assert found == {
+        "more": (["worse", "<svg"], False, True),
+        "less": (["better", "<svg"], True, True),
+        "either": ([], False, False),
+    }
+    rows = csv.DictReader(io.StringIO(uhr("eval", "compare", "a", "b", "--to", "csv")[1]))
+    wins = {row["value"]: row["wins"] for row in rows if row["method"] == "b"}
+    assert wins == {"more": "0.0", "less": "1.0", "either": ""}
+
+
 def test_results_that_cannot_be_compared_are_refused_with_what_differs(two, protocol, folder, score, uhr):
     file, references = two
     changed = [{"metric": "own_metrics:Brightness", "options": {"scale": 2}}, {"metric": "random-frechet"}]

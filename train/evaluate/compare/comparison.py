@@ -88,9 +88,9 @@ class Comparison:
         """How many prompts there are; several images may be of one."""
         return len(set(self.arms[0].scores["prompt_index"].to_pylist()))
 
-    def fewer(self, difference: Difference) -> str:
+    def fewer(self, column: ComparedColumn, difference: Difference) -> str:
         """` (5 prompts)` for a paired difference that only some of the prompts have; else nothing."""
-        if difference.wins is None or difference.prompts == self.prompt_count:
+        if column.kind == "set" or difference.prompts == self.prompt_count:
             return ""
         return f" ({counted(difference.prompts, 'prompt')})"
 
@@ -239,7 +239,8 @@ def _differences(arms: Sequence[Arm], column: ColumnResult, metric: MetricResult
         (a, a_weights), (b, b_weights) = first.values(one), arm.values(other)
         weights = None if a_weights is None or b_weights is None else (a_weights, b_weights)
         prompts, info = np.asarray(first.scores["prompt_index"]), first.info
-        found.append(bootstrap.difference(a, b, prompts, column.mean, info.seed, info.resamples, weights))
+        how = (column.mean, info.seed, info.resamples, weights, column.better)
+        found.append(bootstrap.difference(a, b, prompts, *how))
     return found
 
 

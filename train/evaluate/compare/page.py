@@ -168,7 +168,7 @@ def _one_of_several(found: Comparison, column: ComparedColumn) -> str:
 def _differences(found: Comparison, column: ComparedColumn) -> list[dict[str, Any]]:
     """The rows of a column in the table of differences."""
     known = [
-        Shown(arm.name, each.value, each.low, each.high, each.clear, each.wins, found.fewer(each))
+        Shown(arm.name, each.value, each.low, each.high, each.clear, each.wins, found.fewer(column, each))
         for arm, each in zip(found.arms, column.differences, strict=True)
         if each is not None
     ]
@@ -184,12 +184,11 @@ def difference_rows(
     """
     ends = [abs(end) for each in known for end in (each.value, each.low, each.high) if end is not None]
     widest = max(ends, default=0.0) or 1.0
-    # better is to the right, whatever the direction of the metric
-    sign = -1 if better == "lower" else 1
+    # better is to the right, whatever the direction of the metric; without one there is no plot
+    sign = {"higher": 1, "lower": -1, None: 0}[better]
     rows = []
     for each in known:
         place = {name: _place(end, sign, widest) for name, end in (("low", each.low), ("high", each.high))}
-        wins = each.wins if sign > 0 or each.wins is None else 1 - each.wins
         rows.append(
             {
                 "metric": names[0],
@@ -198,13 +197,12 @@ def difference_rows(
                 "arm": each.arm,
                 "value": f"{each.value:+.4g}",
                 "interval": _interval(each.low, each.high) + each.fewer,
+                "plotted": better is not None,
                 "dot": _place(each.value, sign, widest),
                 **place,
                 "clear": each.clear,
-                "verdict": "neither"
-                if not each.clear or better is None
-                else ("better" if sign * each.value > 0 else "worse"),
-                "wins": "–" if better is None or wins is None else f"{100 * wins:.0f} %",
+                "verdict": ("better" if sign * each.value > 0 else "worse") if each.clear else "neither",
+                "wins": "–" if each.wins is None else f"{100 * each.wins:.0f} %",
             }
         )
     return rows

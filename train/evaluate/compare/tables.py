@@ -73,7 +73,7 @@ def _difference(comparison: Comparison, column: ComparedColumn, at: int) -> str 
     found = column.differences[at]
     if found is None:
         return None
-    fewer = comparison.fewer(found)
+    fewer = comparison.fewer(column, found)
     if found.low is None:
         return f"{found.value:+.3g}{fewer}"
     mark = " *" if found.clear else ""
