@@ -60,6 +60,20 @@ def test_votes_on_the_page_are_counted_for_the_right_result(study, browser, uhr,
     assert "ours better" in uhr("eval", "study", "votes.json", "--read", "study")[1]
 
 
+def test_each_result_is_on_the_left_in_half_of_the_pairs(study, uhr):
+    seen = set()
+    for seed in range(12):
+        for count in (3, 4):
+            options = ("--out", f"study-{count}-{seed}", "--rows", count, "--seed", seed, "--json")
+            rows = json.loads(uhr("eval", "study", "ours", "theirs", *options)[1])["rows"]
+            sides = tuple(row["first_is_left"] for row in rows)
+            assert sum(sides) in ({2} if count == 4 else {1, 2})
+            seen.add(sides)
+    # all 6 orders of four pairs are possible, and all 6 of three
+    assert len(seen) > 6
+    assert {sum(sides) for sides in seen if len(sides) == 3} == {1, 2}
+
+
 def test_several_voters_are_averaged_per_prompt(study, uhr):
     for voter, side in (("v1", "left"), ("v2", "left"), ("v3", "right")):
         votes = [{"pair": n, "question": "quality", "choice": side} for n in range(4)]

@@ -87,7 +87,9 @@ def write_study(found: Comparison, out: Path, rows: Sequence[int], seed: int) ->
     one, other = found.arms
     rng = np.random.default_rng(seed)
     order = [rows[at] for at in rng.permutation(len(rows))]
-    pairs = tuple(StudyRow(row=row, first_is_left=bool(rng.integers(2))) for row in order)
+    # each result is on the left in half of the pairs: a habit of choosing one side favours neither
+    lefts = rng.permutation((np.arange(len(rows)) + rng.integers(2)) % 2)
+    pairs = tuple(StudyRow(row=row, first_is_left=bool(left)) for row, left in zip(order, lefts, strict=True))
     hashes = [arm.scores["sha256"].to_pylist() for arm in found.arms]
     key = StudyKey(
         id=fingerprint([hashes, [pair.model_dump() for pair in pairs]])[:16],
