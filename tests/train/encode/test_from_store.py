@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
+import numpy as np
 import pytest
 import torch
 
+from uhr.base.store import StoreError
 from uhr.manifests.manifest import Manifest
 from uhr.train.data.reader import EncodedData
+from uhr.train.evaluate.images import find_references
+from uhr.train.evaluate.overlap.embeddings import NearestImages
 from uhr.train.evaluate.prompts import read_items
 from uhr.train.evaluate.protocol import load
 
@@ -26,8 +31,9 @@ def curate(uhr, blobs, save, tmp_path, monkeypatch):
         file.with_suffix(".txt").write_text(f"image {seed % 2}")
     Path("p.yaml").write_text("name: p\nstages: [header, decode]\nrules: {}\n")
 
-    def run(source, out):
-        code, _, err = uhr("curate", "run", "p.yaml", "--source", source, "--out", out, "--workers", 0)
+    def run(source, out, *more):
+        given = ("--source", source, "--out", out, "--workers", 0, *more)
+        code, _, err = uhr("curate", "run", "p.yaml", *given)
         assert code == 0, err
         return out
 
@@ -102,6 +108,19 @@ def test_a_bucket_that_does_not_answer_ends_the_encode_and_leaves_no_image_out(a
     assert EncodedData.open(tmp_path / "out").info.counts["encoded"] == 3
 
 
+def test_stored_images_whose_bucket_does_not_answer_end_the_encode_too(s3, curate, encode, tmp_path):
+    curate("images", address := f"s3://{s3.bucket}/set", "--set", "pixels=kept")
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    s3.fault = lambda method, path: 503 if "/set/pixels/" in path else None
+    code, _, err = encode(address, tmp_path / "out")
+    assert (code, err.count("uhr: "), f"uhr: {address}/pixels/" in err) == (1, 1, True), err
+    s3.fault = lambda method, path: None
+    code, _, err = encode(address, tmp_path / "out")
+    assert code == 0, err
+    assert EncodedData.open(tmp_path / "out").info.counts["encoded"] == 3
+
+
 def test_an_image_that_is_not_in_the_bucket_any_more_is_left_out_with_its_reason(
     address, encode, s3, tmp_path
 ):
@@ -138,6 +157,25 @@ def test_references_and_training_data_in_a_bucket_are_those_of_the_folder(
     assert ours["metrics"] == theirs["metrics"]
     exact = [each["overlap"]["references_exact"]["names"] for each in found]
     assert exact == [sorted(SIZES)] * 2
+
+
+def test_images_whose_bucket_does_not_answer_are_not_called_damaged_or_free_of_overlap(address, s3):
+    model = SimpleNamespace(
+        weights_hash="0" * 64,
+        view=SimpleNamespace(of=lambda pixels: pixels),
+        embed=lambda views: torch.full((1, 4), 0.5),
+    )
+    trained = NearestImages(model, [Manifest.open(address)])
+    trained.add(np.zeros((8, 8, 3), np.uint8))
+    (reference, *_) = find_references(address, "set", ()).refs
+    s3.fault = lambda method, path: 503 if "/images/" in path else None
+    with pytest.raises(StoreError, match=r"a\.png cannot be read: .*a\.png: the store failed"):
+        reference.pixels()
+    with pytest.raises(StoreError, match=r"\.png cannot be read: .*\.png: the store failed"):
+        trained.near()
+    s3.fault = lambda method, path: None
+    assert reference.pixels()[0].shape == (150, 150, 3)
+    assert trained.near().tolist() == [True]
 
 
 def test_the_captions_of_a_manifest_in_a_bucket_are_the_prompts_of_a_protocol(address, folder, uhr):

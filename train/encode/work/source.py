@@ -46,6 +46,7 @@ class ImageFile:
         """
         from uhr.base.errors import UserError
         from uhr.base.paths import unescaped
+        from uhr.base.store import StoreError
         from uhr.pixels.headers import read_header
         from uhr.pixels.types import PixelFault
 
@@ -53,10 +54,12 @@ class ImageFile:
             data = source.open(item).read()
             return cls(hashlib.sha256(data).hexdigest(), read_header(data), data)
         except PixelFault as fault:
-            if fault.kind == "unavailable" and not source.part(item).fetches:
+            if fault.kind == "unavailable" and not source.fetches_item(item):
                 what = f"{unescaped(item['uri'])} cannot be read: {fault.message}"
                 raise UserError(what, "fix the cause; the same command resumes the run") from None
             raise CannotEncode(fault.kind, fault.message) from None
+        except StoreError:
+            raise  # of the images that the manifest has stored
         except UserError as error:
             raise CannotEncode("unreadable", error.what) from None
 
