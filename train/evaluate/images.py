@@ -16,7 +16,7 @@ from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined
 from uhr.base.files import sha256_file
 from uhr.base.paths import or_similar, path_text, place_text, text_path, text_place
-from uhr.base.store import FolderStore
+from uhr.base.store import FolderStore, StoreError
 from uhr.train.evaluate.prompts import METADATA, EvalItem, metadata_rows
 from uhr.train.generate import index
 from uhr.train.generate.items import IMAGES
@@ -58,6 +58,11 @@ class ImageRef(NamedTuple):
         return _source(self.place).open(json.loads(self.item))
 
     @property
+    def _is_fetched(self) -> bool:
+        """Whether its bytes come from a URL, whose host may be down for good."""
+        return self.item is not None and _source(self.place).fetches_item(json.loads(self.item))
+
+    @property
     def box(self) -> tuple[int, int, int, int] | None:
         """Of a patch of a manifest: x, y, width, height in px of the upright image."""
         box = None if self.item is None else json.loads(self.item)["box"]
@@ -87,18 +92,23 @@ class ImageRef(NamedTuple):
         return hashlib.sha256(self._checked(lambda: self.blob().read())).hexdigest()
 
     def _checked(self, read: Callable[[], Any]) -> Any:
+        """Return what `read` does. Raises StoreError if its bucket does not answer, otherwise UserError."""
         from uhr.pixels.types import PixelFault
 
         try:
             return read()
         except PixelFault as fault:
+            if fault.kind == "unavailable" and not self._is_fetched:
+                fix = "repeat the command when its store answers"
+                raise StoreError(f"{self.name} cannot be read: {fault.message}", fix) from None
             raise UserError(
                 f"{self.name} cannot be used ({fault.kind}: {fault.message})", "replace it"
             ) from None
 
 
-OPENED_BY = ("uri", "source_version", "source_name", "box")
-"""The columns of a manifest by which the image of a row is opened, as far as the manifest has them."""
+OPENED_BY = ("uri", "source_version", "source_name", "box", "content_hash")
+"""The columns of a manifest by which the image of a row is opened, as far as the manifest has them. Images
+that it has stored are found by their hash."""
 
 
 def row_ref(place: Path | str, row: Mapping[str, Any]) -> ImageRef:
@@ -408,7 +418,7 @@ def _manifest_rows(place: Path | str) -> list[tuple[ImageRef, str | None, str, s
     from uhr.manifests.manifest import Manifest
 
     manifest = Manifest.open(place)
-    wanted = ("sample_id", *OPENED_BY, "content_hash", "caption")
+    wanted = ("sample_id", *OPENED_BY, "caption")
     columns = [name for name in wanted if name in manifest.schema.names]
     found = []
     for row in manifest.table(columns, where="status = 'kept'").to_pylist():

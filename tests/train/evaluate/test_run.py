@@ -321,6 +321,18 @@ def test_a_set_of_uhr_is_generated_and_matched_by_name(protocol, uhr, tiny_flux,
     assert "has another seed than the protocol" in score(other, "set", "o", "--first", 2)[2]
 
 
+def test_stored_images_of_a_manifest_are_references_when_their_files_are_gone(protocol, folder, score, uhr):
+    images, references = folder("images"), folder("references", range(10, 14))
+    Path("p.yaml").write_text("stages: [header, decode]\nrules: {}\npixels: kept\n")
+    assert uhr("curate", "run", "p.yaml", "--source", references, "--out", "set", "--workers", 0)[0] == 0
+    file = protocol(metrics=[{"metric": "random-frechet"}], references={"kind": "set"})
+    there = score(file, images, "there", "--references", references)[1]
+    shutil.rmtree(references)
+    code, gone, err = score(file, images, "gone", "--references", "set")
+    assert code == 0, err
+    assert (gone["references"]["id"], gone["metrics"]) == (there["references"]["id"], there["metrics"])
+
+
 def test_a_link_to_nothing_among_the_references_is_named(protocol, folder, score):
     images, references = folder("images"), folder("references")
     (references / "gone.png").symlink_to(references / "nothing.png")

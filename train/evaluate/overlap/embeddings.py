@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError
+from uhr.base.store import StoreError
 from uhr.train.evaluate.images import OPENED_BY, ImageRef, row_ref
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class NearestImages:
                     try:
                         best = np.maximum(best, own @ self._embed(ref.pixels()[0]))
                         self.counts[id_] += 1
+                    except StoreError:
+                        raise  # of all images in it, which are not to be called free of overlap
                     except UserError as error:
                         failed.append(error.what)
                     advance()
