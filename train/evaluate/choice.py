@@ -11,6 +11,7 @@ import yaml
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
+from uhr.models.metrics.base import About
 from uhr.models.scores.weights import Weights
 from uhr.train.evaluate.images import ImageRef, References
 from uhr.train.evaluate.prompts import EvalItem
@@ -29,7 +30,8 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def parse_weights(protocol: EvalProtocol, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Parse `METRIC=PATH` or `METRIC.OPTION=VALUE` of a command; METRIC may be several names with commas.
+    """Parse `METRIC=PATH` or `METRIC.OPTION=VALUE` of a command; METRIC may be several names with commas, and
+    alone is its option `weights`, or its only one that names weights.
 
     Raises UserError if the protocol has no such metric, if the metric names no weights by such an option, or
     if a path does not exist. Other options are part of the protocol: `--set` changes them, and its id.
@@ -44,17 +46,25 @@ def parse_weights(protocol: EvalProtocol, texts: Sequence[str]) -> dict[str, dic
         if name not in uses:
             raise unknown("metric", left.partition(".")[0], uses, f"--weights {text}")
         about = metric_class(uses[name].metric).about
-        options = list(about.weights or about.optional)
         allowed = [*about.weights, *about.optional]
-        if option is None:
-            if len(options) != 1:
-                names = ", ".join(f"{name}.{each}" for each in options) or "none"
-                raise UserError(f"--weights {text}: {name} has {len(options)} options for weights", names)
-            option = options[0]
-        elif option not in allowed:
+        if option is None and (option := _main_option(about)) is None:
+            names = ", ".join(f"{name}.{each}" for each in allowed) or "none"
+            raise UserError(f"--weights {text}: {name} has {len(allowed)} options for weights", names)
+        if option not in allowed:
             raise unknown("option for weights", option, allowed, f"--weights {text}")
         found.setdefault(name, {})[option] = _value(value)
     return found
+
+
+def _main_option(about: About) -> str | None:
+    """The option that `--weights METRIC=PATH` is: `weights`, or the only one that names weights; None if
+    there is none, or if there are several.
+    """
+    options = [*about.weights, *about.optional]
+    if "weights" in options:
+        return "weights"
+    options = list(about.weights or about.optional)
+    return options[0] if len(options) == 1 else None
 
 
 def _single(texts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -212,7 +222,7 @@ def _reason(use: MetricUse, options: Mapping[str, Any], references: str | None) 
         field = made.Options.model_fields[option]
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if options.get(option, default) is None:
-            given = f"METRIC.{option}=PATH" if len(made.about.weights) > 1 else "METRIC=PATH"
+            given = "METRIC=PATH" if option == _main_option(made.about) else f"METRIC.{option}=PATH"
             found.append(f"--weights {given}: {get}")
         elif isinstance(value := options.get(option), str) and _names_a_file(value):
             try:

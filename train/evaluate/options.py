@@ -17,8 +17,8 @@ MetricWeights = Annotated[
     typer.Option(
         "--weights",
         metavar="METRIC=PATH",
-        help="The weights of a metric, or of several (fid,kid=PATH); METRIC.OPTION=PATH where it has "
-        "several. Repeatable.",
+        help="The weights of a metric, or of several (fid,kid=PATH); METRIC.OPTION=PATH for what is "
+        "not its option `weights`. Repeatable.",
     ),
 ]
 AllowMissing = Annotated[

@@ -125,6 +125,6 @@ def test_what_the_benchmarks_need_is_named(folder, score):
     code, _, err = score("dpg-bench", folder("a"), "out", *common)
     assert code == 1
     assert "dpg-bench: its weights are not named" in err
-    code, _, err = score("dpg-bench", "a", "out", *common, "--weights", "dpg-bench=dpg_bench.csv")
+    code, _, err = score("dpg-bench", "a", "out", *common, "--weights", "dpg-bench.questions=dpg_bench.csv")
     assert code == 1
     assert "one model that answers, and none is named" in err

@@ -1,6 +1,7 @@
 """Scores: equal to the metrics called directly, resumed, and refused where they would mean nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from uhr.models.metrics.features import Features
 from uhr.models.metrics.registry import metric
 from uhr.pixels.decode import png
 from uhr.train.evaluate import choice
-from uhr.train.evaluate.protocol import MetricUse
+from uhr.train.evaluate.protocol import EvalProtocol, MetricUse
 
 from .conftest import picture
 
@@ -119,6 +120,30 @@ def test_missing_metrics_are_named_and_left_out_only_on_request(protocol, folder
         ("weighted", "write METRIC=PATH"),
     ):
         assert says in score(file, images, "again", "--weights", given, "--allow-missing")[2]
+
+
+def test_weights_without_an_option_are_the_one_of_that_name():
+    names = ("image-reward", "artimuse", "dpg-bench", "laion-aesthetics", "fid", "pyiqa", "lpips")
+    metrics = [{"metric": name} for name in names]
+    tree = {"name": "mini", "about": "x", "size": "96x80", "prompts": {"file": "p.txt"}, "metrics": metrics}
+    protocol = EvalProtocol.model_validate(tree)
+    given = ["image-reward=a.pt", "image-reward.tokenizer=b", "artimuse,dpg-bench,fid=c", "pyiqa=d"]
+    assert choice.parse_weights(protocol, given) == {
+        "image-reward": {"weights": "a.pt", "tokenizer": "b"},
+        "artimuse": {"weights": "c"},
+        "dpg-bench": {"weights": "c"},
+        "fid": {"weights": "c"},
+        "pyiqa": {"files": "d"},
+    }
+    with pytest.raises(UserError, match=r"lpips has 2 options for weights: lpips\.network_file, lpips"):
+        choice.parse_weights(protocol, ["lpips=x.pth"])
+    # the fix names each option as it is given
+    for name, says in (
+        ("artimuse", r"\(--weights METRIC=PATH: .*; --weights METRIC\.prompt=PATH: "),
+        ("dpg-bench", r"\(--weights METRIC\.questions=PATH"),
+        ("fid", r"\(--weights METRIC=PATH"),
+    ):
+        assert re.search(says, choice._reason(MetricUse(metric=name), {}, "set")), name
 
 
 def test_weights_may_be_named_by_a_hub_id():
