@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
+import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uhr.base.errors import UserError, install, one_line
-from uhr.base.quiet import quiet_loading
+from uhr.base.quiet import quiet_deprecations, quiet_loading
 from uhr.models.loading.checks import check_report
 from uhr.models.scores.images import View, as_planes
 from uhr.models.scores.offline import no_downloads, replace
@@ -95,7 +96,8 @@ class QAlign:
         pixels = torch.cat([self._pixels(image) for image in images])
         found = {}
         for task in self.tasks:
-            scores = self._net.model.score(images=None, image_tensor=pixels, task_=task, input_="image")
+            with quiet_deprecations():
+                scores = self._net.model.score(images=None, image_tensor=pixels, task_=task, input_="image")
             name = "q_align" if task == "quality" else f"q_align_{task}"
             found[name] = scores.double().cpu().numpy()
         return found
@@ -116,7 +118,10 @@ def _create(device: str) -> Any:
         owl = MplugOwlVisualAbstractorModel
         owl.invert_attention_mask = _invert_attention_mask  # ty: ignore[missing-attribute]
     logging.getLogger("pyiqa").setLevel(logging.WARNING)
-    return pyiqa.create_metric("qalign", device=device).net
+    with quiet_deprecations(), warnings.catch_warnings():
+        # the class of its configuration sets it
+        warnings.filterwarnings("ignore", "`rope_scaling` is deprecated", FutureWarning)
+        return pyiqa.create_metric("qalign", device=device).net
 
 
 def _invert_attention_mask(self: Any, mask: torch.Tensor) -> torch.Tensor:

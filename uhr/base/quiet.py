@@ -1,10 +1,10 @@
-"""Silences what diffusers and transformers print while loading, where we report it ourselves."""
+"""Silences what diffusers and transformers print where we report it, or where no user can act on it."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 
 @contextlib.contextmanager
@@ -35,16 +35,30 @@ _REPORTS = ("LOAD REPORT", "Some weights of", "The config attributes")
 def quiet_reports() -> Generator[None]:
     """Disable both libraries' reports of weights and keys that do not fit: `models/loading/checks.py`
     raises an error for them."""
-    loggers = [logging.getLogger(name) for name in _REPORTERS]
-    for logger in loggers:
-        logger.addFilter(_is_not_report)
+    with _without(_REPORTERS, _REPORTS):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_deprecations() -> Generator[None]:
+    """Disable transformers' notices that a class of another package reads an attribute of a configuration by
+    its old name: only that package can change it."""
+    with _without(("transformers.configuration_utils",), ("is deprecated",)):
+        yield
+
+
+@contextlib.contextmanager
+def _without(loggers: Sequence[str], texts: Sequence[str]) -> Generator[None]:
+    """Drop what these loggers say with one of the texts in it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(text in said for text in texts)
+
+    for name in loggers:
+        logging.getLogger(name).addFilter(is_other)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(_is_not_report)
-
-
-def _is_not_report(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not any(report in text for report in _REPORTS)
+        for name in loggers:
+            logging.getLogger(name).removeFilter(is_other)

@@ -191,6 +191,9 @@ def _text(tensors: Mapping[str, Any], path: Path) -> Any:
             layer_norm_eps=1e-12,
             # only a decoder has cross-attention; the call says that its own attention is not causal
             is_decoder=True,
+            # of tokens that only a decoder's generation reads; the defaults may be outside of the vocabulary
+            bos_token_id=None,
+            sep_token_id=None,
         ),
         add_pooling_layer=False,
     )

@@ -124,9 +124,11 @@ def image_reward(tmp_path_factory):
     return tiny.image_reward(tmp_path_factory.mktemp("ir"))
 
 
-def test_image_reward_is_that_of_its_authors(noise, squares, image_reward):
+def test_image_reward_is_that_of_its_authors(noise, squares, image_reward, said):
     weights, tokenizer = image_reward
-    made = metric("image-reward", weights=str(weights), tokenizer=str(tokenizer))
+    with said() as lines:
+        made = metric("image-reward", weights=str(weights), tokenizer=str(tokenizer))
+    assert lines == []
     found = scored(made, *((image, prompt) for image in (noise, squares) for prompt in PROMPTS))
     # by the authors' classes on these files
     theirs = [0.12580831348896027, 0.15368618071079254, -0.3476940989494324, 0.00843639113008976]
