@@ -144,9 +144,11 @@ def test_a_store_that_keeps_failing_is_one_line_with_the_fix(s3, monkeypatch, fa
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):
     store = open_store(f"s3://{s3.bucket}-nowhere/x")
-    for write in (lambda: store.write("a", b"1"), store.probe, lambda: store.create("a", b"1")):
+    calls = [lambda: store.write("a", b"1"), store.probe, lambda: store.create("a", b"1")]
+    calls += [store.names, store.versions, store.states, lambda: store.read("a"), lambda: store.version("a")]
+    for call in calls:
         with pytest.raises(StoreError) as error:
-            write()
+            call()
         assert str(error.value) == (
             f"s3://{s3.bucket}-nowhere: there is no such bucket: make the bucket, or name another"
         )

@@ -30,6 +30,10 @@ class StoreError(UserError):
     """The storage itself cannot be read or written, so the run ends: it is not one item that failed."""
 
 
+class NoBucket(StoreError):
+    """There is no bucket of that name."""
+
+
 class ObjectChanged(Exception):
     """An object was replaced since it was listed: it has another version than the requested one."""
 
@@ -194,18 +198,25 @@ class ObjectStore(Store):
         self._root = self._files._strip_protocol(self.text).rstrip("/")
 
     def names(self) -> set[str]:
+        return {path[len(self._root) + 1 :] for path in self._found()}
+
+    def _found(self, start: str = "") -> dict[str, dict[str, Any]]:
+        """What is below the prefix and begins with `start`, by its path with the bucket."""
         with self._store_errors(""):
             try:
-                found = self._files.find(self._root)
-            except FileNotFoundError:
-                return set()
-        return {path[len(self._root) + 1 :] for path in found}
+                return self._files.find(self._root, detail=True, prefix=start)
+            except FileNotFoundError as error:
+                if _code(error) == _NO_SUCH_BUCKET:
+                    raise
+                return {}
 
     def read(self, name: str) -> bytes | None:
         with self._store_errors(name):
             try:
                 return self._files.cat_file(f"{self._root}/{name}")
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _code(error) == _NO_SUCH_BUCKET:
+                    raise
                 return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -304,11 +315,7 @@ class ObjectStore(Store):
         Objects with the same names, ETags and sizes are copied once, also if several processes ask at the
         same time. Raises StoreError if there is none.
         """
-        with self._store_errors(""):
-            try:
-                found = self._files.find(self._root, detail=True)
-            except FileNotFoundError:
-                found = {}
+        found = self._found()
         if not found:
             raise StoreError(f"{self.text} contains nothing", "check the address")
         facts = sorted((path, str(info.get("ETag")), info["size"]) for path, info in found.items())
@@ -335,12 +342,7 @@ class ObjectStore(Store):
     def versions(self, start: str = "") -> dict[str, str]:
         """Return `SIZE-ETAG` of every object below the prefix whose name begins with `start`, by name. The
         empty objects that some tools create as folders are left out."""
-        with self._store_errors(""):
-            try:
-                found = self._files.find(self._root, detail=True, prefix=start)
-            except FileNotFoundError:
-                return {}
-        names = {path[len(self._root) + 1 :]: info for path, info in found.items()}
+        names = {path[len(self._root) + 1 :]: info for path, info in self._found(start).items()}
         return {
             name: _version(info["size"], info.get("ETag"))
             for name, info in names.items()
@@ -351,11 +353,7 @@ class ObjectStore(Store):
         """Return the size of each object below the prefix, and when it was written in whole seconds since
         1970, by name.
         """
-        with self._store_errors(""):
-            try:
-                found = self._files.find(self._root, detail=True)
-            except FileNotFoundError:
-                return {}
+        found = self._found()
         return {
             path[len(self._root) + 1 :]: (int(info["size"]), float(int(info["LastModified"].timestamp())))
             for path, info in found.items()
@@ -408,7 +406,7 @@ class ObjectStore(Store):
         try:
             yield
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and missing:
+            if isinstance(error, FileNotFoundError) and missing and _code(error) != _NO_SUCH_BUCKET:
                 raise
             description = _described(error)
             if description is None:
@@ -417,6 +415,7 @@ class ObjectStore(Store):
             place = self.place(name) if name else self.text
             if description is _NO_BUCKET:
                 place = f"s3://{self._root.partition('/')[0]}"
+                raise NoBucket(f"{place}: {what}", fix) from error
             raise StoreError(f"{place}: {what}", fix) from error
 
 
@@ -455,6 +454,9 @@ def _file_system(protocol: str, text: str) -> Any:
     return found
 
 
+_NO_SUCH_BUCKET = "NoSuchBucket"
+"""The code of the answer where there is no bucket of that name."""
+
 _NO_BUCKET = "there is no such bucket", "make the bucket, or name another"
 
 _KINDS = {
@@ -487,7 +489,7 @@ def _described(error: Exception) -> tuple[str, str] | None:
     if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
         return None
     text_of_error = one_line(error)
-    if _code(error) == "NoSuchBucket":
+    if _code(error) == _NO_SUCH_BUCKET:
         return _NO_BUCKET
     for kind in kinds:
         if kind in _KINDS:

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
 from uhr.base.paths import in_store, text_path, unescaped
-from uhr.base.store import ObjectStore
+from uhr.base.store import NoBucket, ObjectStore
 from uhr.manifests.sources.blobs import Blob, LocalBlob, S3Blob
 from uhr.manifests.sources.files.ranges import RangeReader
 from uhr.manifests.uris import path_of, uri_of
@@ -256,8 +256,9 @@ def versions_of(places: Sequence[Path | str]) -> dict[Path | str, str]:
                 found[place] = file_version(os.stat(place))
     for bucket, own in names.items():
         start = os.path.commonprefix(sorted(own))  # noqa: RUF071 - of texts, not of folders
-        versions = ObjectStore(f"s3://{bucket}").versions(start)
-        found |= {f"s3://{bucket}/{name}": versions[name] for name in own & versions.keys()}
+        with contextlib.suppress(NoBucket):
+            versions = ObjectStore(f"s3://{bucket}").versions(start)
+            found |= {f"s3://{bucket}/{name}": versions[name] for name in own & versions.keys()}
     return found
 
 
