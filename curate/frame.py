@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class Frame:
         self.known = known
         self.is_undecodable = False
         """Whether the bytes were read, and decoding them failed."""
+        self.decoding: Callable[[bool], object] = lambda begins: None
+        """Called with True before the image is decoded, and with False after that."""
         self._gray_measures: dict[int, GrayMeasures] = {}
 
     @property
@@ -93,11 +95,14 @@ class Frame:
     def decoded(self) -> Decoded:
         """The decoded image on its stored grid. Decoding verifies that the file is complete."""
         data = self.data
+        self.decoding(True)
         try:
             return decode(data, self.limits, self.known)
         except PixelFault:
             self.is_undecodable = True
             raise
+        finally:
+            self.decoding(False)
 
     @property
     def is_decoded(self) -> bool:

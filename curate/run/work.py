@@ -7,6 +7,7 @@ patches of an image are done while it is decoded.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -320,12 +321,17 @@ class _UnitRun:
         """Announce the next step of an image to the watch. If the image ended an earlier attempt in this
         step, fail its row and return False.
         """
-        fault = self._watch.begin(index, number)
+        fault = self._watch.begin(index, _step(number))
         if fault is None:
             return True
+        if fault.step != _step(number) and self._decodes != DECODING:
+            label = self._decodes  # whichever stage made it decode
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
         self._lanes.failed(stage_lane(label), f"{fault.kind}, {fault.message}")
         return False
+
+    def _decoding(self, index: int, number: int, begins: bool) -> None:
+        self._watch.begin(index, _step(number, decoding=begins))
 
     def _annotate(
         self, index: int, frame: Any, stages: Sequence[tuple[int, PlannedStage[FrameStage]]]
@@ -340,6 +346,7 @@ class _UnitRun:
                     if self._waits(index, label) or not self._begin(index, number, label):
                         return False
                     called = True
+                    frame.decoding = functools.partial(self._decoding, index, number)
                     if reuses:
                         self._images.check_before(planned, index, frame)
                     with self.rows.timed(label):
@@ -418,7 +425,7 @@ class _UnitRun:
 
     def _add_views(self, index: int, frame: Any, and_faults: bool = True) -> PixelFault | UnitFault | None:
         """Add the views of one image to the block; its fault, if it has one, only on request."""
-        fault: PixelFault | UnitFault | None = self._watch.begin(index, 1 + len(self._pass.frames))
+        fault: PixelFault | UnitFault | None = self._watch.begin(index, _step(1 + len(self._pass.frames)))
         if fault is None:
             try:
                 self._images.check_content(index, frame)
@@ -463,6 +470,11 @@ class _UnitRun:
             return indices
         self._watch.end()
         return self.rows.rule(self._judge, rules, indices, self._go_on)
+
+
+def _step(number: int, decoding: bool = False) -> int:
+    """The number for the watch of a stage, or of the decoding of an image that it causes."""
+    return 2 * number + (not decoding)
 
 
 def _checked(child: Child, frame: Any) -> Child:

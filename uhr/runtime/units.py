@@ -74,7 +74,8 @@ class Watch:
         self._faults = faults or {}
 
     def begin(self, index: int, step: int = 0) -> UnitFault | None:
-        """Record that item `index` of the unit begins `step`. The steps of an item increase.
+        """Record that item `index` of the unit begins `step`. The steps of an item increase; a part of a step
+        may have the number before it, so that a fault tells it apart.
 
         Returns a fault if the item ended an earlier attempt in this step or an earlier one: it must not be
         processed again.

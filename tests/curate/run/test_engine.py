@@ -255,6 +255,58 @@ def _check_moods(rows: dict[str, dict[str, Any]], stage: str) -> None:
     assert rows["segfault.jpg"]["error"].startswith(f"{stage}: ")
 
 
+KILLS = """
+import os
+import signal
+
+from uhr.curate import frame
+from uhr.curate.stage import FrameStage
+from uhr.curate.stages.frames import phash
+
+decode, phash_of = frame.decode, phash.phash_of
+
+
+def kills(function, mark, data, arguments):
+    if data.endswith(mark):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments)
+
+
+frame.decode = lambda *arguments: kills(decode, b"in decode", arguments[0], arguments)
+phash.phash_of = lambda frame: kills(phash_of, b"after", (frame.decoded, frame.data)[1], (frame,))
+
+
+class Kills(FrameStage):
+    name = "kills"
+
+    def annotate(self, frame):
+        return {}
+"""
+
+
+def test_a_crash_while_a_blocklist_has_an_image_decoded_is_one_of_decode(
+    curate, images, tmp_path, monkeypatch
+):
+    (tmp_path / "own" / "kills_decoders").mkdir(parents=True)
+    (tmp_path / "own" / "kills_decoders" / "__init__.py").write_text(KILLS)
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    for each in list(images.iterdir()):
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    for name in ("in decode", "after", "fine"):
+        Image.new("RGB", (64, 48), (len(name) * 9, 90, 200)).save(images / f"{name}.png")
+        with open(images / f"{name}.png", "ab") as file:
+            file.write(name.encode())
+    (listed := tmp_path / "list.txt").write_text("5" * 16)
+    (tmp_path / "p.yaml").write_text(f"""
+        stages: [header, {{stage: blocklist, files: [{listed}]}}, decode, "kills_decoders:Kills"]
+        rules: {{}}
+    """)
+    rows = rows_of(curate(str(tmp_path / "p.yaml"), workers=1)[0])
+    errors = {uri: row["error"] and row["error"].partition(":")[0] for uri, row in rows.items()}
+    assert errors == {"in decode.png": "decode", "after.png": "blocklist", "fine.png": None}
+    assert {row["reason"] for row in rows.values() if row["error"]} == {"crash"}
+
+
 def test_the_manifest_records_how_it_was_made(curate):
     info = curate("quickstart", "--set", "rules.entropy=entropy >= 5")[0].info
     assert info.operation["kind"] == "curate"
