@@ -176,8 +176,7 @@ def write(
 
 def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for part in manifest.info.previews:
-        with parquet.opened(manifest.path / part.path) as file:
-            yield from file.iter_batches(PREVIEW_GROUP_ROWS)
+        yield from parquet.row_batches(manifest.path / part.path, PREVIEW_GROUP_ROWS)
 
 
 def columns_of(reviews: Sequence[Review]) -> pa.Table:

@@ -22,7 +22,7 @@ from uhr.manifests import places
 from uhr.manifests.forget.targets import Targets
 from uhr.manifests.info import ManifestInfo, Parent, Part, Redaction, read_info
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.parts import PIXELS, REPORT
+from uhr.manifests.parts import PIXELS, PREVIEW_GROUP_ROWS, REPORT
 from uhr.manifests.selection.reference import POSITION, parent_of, placed
 from uhr.manifests.sources.stored import GROUP_ROWS
 from uhr.manifests.writer import Provenance, write_manifest
@@ -169,9 +169,8 @@ class Redactor:
 
     def _previews(self, manifest: Manifest) -> Iterator[pa.RecordBatch]:
         for part in manifest.info.previews:
-            with parquet.opened(manifest.path / part.path) as file:
-                for batch in file.iter_batches(100):
-                    yield batch.filter(_others(batch.column("sample_id"), self._ids))
+            for batch in parquet.row_batches(manifest.path / part.path, PREVIEW_GROUP_ROWS):
+                yield batch.filter(_others(batch.column("sample_id"), self._ids))
 
     def _placed(
         self, manifest: Manifest, rows: Iterator[pa.RecordBatch], parent: Manifest

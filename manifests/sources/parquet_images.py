@@ -12,6 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.paths import in_store, text_place, unescaped
 from uhr.base.store import StoreError
@@ -28,9 +29,6 @@ SUFFIX = ".parquet"
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
 FILE_NAMES = ("file_name", "path", "image_path", "file", "filename", "filepath")
-
-READ_AHEAD = 4 * 2**20
-"""Bytes that are read at once of the images of a table."""
 
 HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
@@ -241,9 +239,7 @@ class _Rows:
     def __init__(
         self, file: File, version: str, column: Callable[[pa.Schema, File], tuple[str, bool]]
     ) -> None:
-        # with pre_buffer all row groups to the end of the file would be read at once
-        raw = file.opened(version)
-        self._file = pq.ParquetFile(raw, buffer_size=READ_AHEAD, pre_buffer=False)
+        self._file = parquet.by_blocks(file.opened(version))
         self._name, _ = column(self._file.schema_arrow, file)
         self._starts = [0]
         for group in range(self._file.num_row_groups):

@@ -1,8 +1,12 @@
+import io
+import os
+
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.base.parquet import regrouped
+from uhr.base import parquet
+from uhr.base.parquet import regrouped, row_batches, write
 
 
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
@@ -35,3 +39,28 @@ def test_regrouping_keeps_the_metadata_of_a_schema():
     schema = pa.schema([pa.field("n", pa.int64(), metadata={"unit": "px"})], metadata={"a": "b"})
     (found,) = regrouped([pa.table({"n": [1]}, schema=schema), pa.table({"n": [2]}, schema=schema)], 2)
     assert found.schema.equals(schema, check_metadata=True)
+
+
+def test_rows_are_read_batch_by_batch_and_no_more_of_the_file_than_that(tmp_path, monkeypatch):
+    path = tmp_path / "previews.parquet"
+    cells = [os.urandom(10_000) for _ in range(300)]
+    write(path, pa.table({"jpeg": cells}), row_group_size=10)
+    read = [0]
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            count = super().readinto(buffer)
+            read[0] += count
+            return count
+
+        def read(self, size=-1):
+            data = super().read(size)
+            read[0] += len(data)
+            return data
+
+    monkeypatch.setattr(parquet, "open", Counted, raising=False)
+    found = []
+    for number, batch in enumerate(row_batches(path, 10), 1):
+        found += batch["jpeg"].to_pylist()
+        assert 100_000 * number <= read[0] < 100_000 * (number + 2)
+    assert found == cells

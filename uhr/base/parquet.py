@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,24 @@ def mapped(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
 def file_in(data: pa.Buffer, **options: Any) -> pq.ParquetFile:
     """A Parquet file whose bytes are in memory; `options` as for `opened`. It need not be closed."""
     return pq.ParquetFile(pa.BufferReader(data), **options)
+
+
+READ_AHEAD = 4 * 2**20
+"""Bytes that `by_blocks` reads at once of each column."""
+
+
+def by_blocks(file: IO[Any]) -> pq.ParquetFile:
+    """Open a Parquet file whose rows are read one batch after the other, without more of it than that takes.
+
+    With pre_buffer, the default, pyarrow reads all row groups to the end of the file before the first batch.
+    """
+    return pq.ParquetFile(file, buffer_size=READ_AHEAD, pre_buffer=False)
+
+
+def row_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file in batches of at most `rows`; the others are not in memory."""
+    with open(path, "rb") as file, by_blocks(file) as parquet:
+        yield from parquet.iter_batches(rows)
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.manifests import sources
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.sources import parquet_images
 from uhr.manifests.sources.base import check_no_overlap
 from uhr.manifests.sources.files import ranges
 from uhr.pixels.types import PixelFault
@@ -342,7 +342,7 @@ def test_a_bucket_that_fails_names_the_shard_and_its_rows_are_unavailable(upload
 
 
 def test_a_table_is_read_in_blocks_and_on_after_its_bucket_failed(upload, s3, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_images, "READ_AHEAD", 64 * 1024)
+    monkeypatch.setattr(parquet, "READ_AHEAD", 64 * 1024)
     monkeypatch.setattr(ranges, "MOST", 64 * 1024)
     cells = [images[n] + bytes(300_000) for n in range(4)]
     (tmp_path / "set").mkdir()
