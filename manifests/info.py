@@ -239,7 +239,7 @@ def parse_info(data: bytes, where: str) -> ManifestInfo:
     try:
         return build(ManifestInfo, tree, where)
     except UserError as error:
-        raise UserError(error.what, error.fix or _RESTORE) from None
+        raise UserError(error.what, _RESTORE) from None
 
 
 _RESTORE = "restore the file, or make the manifest again"

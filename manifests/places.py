@@ -363,7 +363,9 @@ def copies_of(place: str) -> list[Path]:
 
 
 def other_caches() -> list[Path]:
-    """Return the caches of other users of this machine that this user can see, sorted."""
+    """Return the other caches of this machine that this user can see, sorted: those of other users, and that
+    at home where XDG_CACHE_HOME names another.
+    """
     mine, found = user_cache("").resolve(), set()
     for homes in {Path.home().parent, Path("/home")}:
         with contextlib.suppress(OSError):

@@ -201,8 +201,8 @@ def print_diff(found: Diff) -> None:
 
 def print_forgotten(done: Forgotten) -> None:
     """Print what was taken out of each manifest and export, and which checkpoints had seen it."""
-    verb = "would be taken" if done.dry_run else "were taken"
-    say(f"{counted(done.samples, 'sample')}, with crops and near-duplicates, {verb} out")
+    verb = "would be" if done.dry_run else "was" if done.samples == 1 else "were"
+    say(f"{counted(done.samples, 'sample')}, with crops and near-duplicates, {verb} taken out")
     rows = [(change.path, change.rows, change.previews, change.pixels) for change in done.manifests]
     table(("manifest", "rows", "previews", "stored images"), rows)
     _section(("export", "files"), done.exports.items())
@@ -215,7 +215,7 @@ def print_forgotten(done: Forgotten) -> None:
     for path in done.caches:
         say(shown(f"cache {'to be removed' if done.dry_run else 'removed'}: {path}"))
     for path in done.other_caches:
-        say(shown(f"cache of another user, not changed: {path}"))
+        say(shown(f"another cache on this machine, not changed: {path}"))
     say("caches on other machines are not reached: remove uhr/manifests from ~/.cache there")
     for left in done.remaining:
         rows = f"{counted(left.rows, 'other row')} of the same {left.option}"

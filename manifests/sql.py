@@ -289,7 +289,7 @@ def _check(node: Mapping[str, Any], text: str, where: str) -> None:
     if kind == "FUNCTION":
         name = node["function_name"]
         if name.lower() not in FUNCTIONS or node.get("schema") or node.get("catalog"):
-            close = nearest(name, (known for known in FUNCTIONS if known[0].isalpha()))
+            close = nearest(name, (known for known in FUNCTIONS if known[0].isalpha()), least=0.75)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise UserError(
                 f"{where}: '{text}' calls {name}, which is not allowed in a condition",

@@ -45,7 +45,7 @@ class Forgotten:
     samples; they are not changed. unread_checkpoints: those with a record that cannot be read, which may have
     been, too. remaining: other rows of the same author or address in manifests of the
     chain, which are left. caches: folders of this user's cache with copies, which are removed. other_caches:
-    those of other users of this machine that can be seen; they are not looked into.
+    others on this machine that can be seen, such as those of other users; they are not looked into.
     """
 
     samples: int

@@ -117,11 +117,14 @@ def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
                 f"{manifest.name} has no such sample, and {left[0].path} has {left[0].rows:,}",
                 f"forget them there: {left[0].command}",
             )
-        raise UserError(f"{manifest.name} has no such sample", "see 'uhr manifest history' for its ids")
+        if request.ids is None:
+            raise UserError(
+                f"{manifest.name} has no such sample", "correct the name, or see 'uhr manifest show'"
+            )
     if missing := sorted(set(request.ids or ()).difference(found.ids)):
         raise UserError(
             f"{manifest.name} has no sample {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-            "correct the id, or leave it out",
+            f"name the id that 'uhr manifest history {manifest.name} URI' prints, or leave it out",
         )
     return found
 
@@ -329,8 +332,9 @@ def _check_unrelated(record: str, data: bytes, why: str, ids: Iterable[str]) -> 
     have the samples, and would keep them.
     """
     if any(id_.encode() in data for id_ in ids):
+        what = why.removeprefix(record).lstrip(": ")
         raise UserError(
-            f"{record} names one of these manifests, and cannot be read ({why})",
+            f"{record} names one of these manifests, and {what}",
             "repair it, remove what it describes, or read it with the version that wrote it",
         )
 

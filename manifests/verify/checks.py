@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
@@ -279,13 +279,18 @@ def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterat
         statuses[status] += count
         if reason is not None:
             reasons[reason] += count
-    found: dict[str, Any] = {status: statuses.get(status, 0) for status in STATUSES}
-    found = {"rows": statuses.total(), **found, "reasons": dict(reasons)}
+    found = {"rows": statuses.total(), **{status: statuses.get(status, 0) for status in STATUSES}}
     for name, value in found.items():
-        if info.counts.get(name) != value:
+        if info.counts[name] != value:
             yield VerifyFault(
-                "counts", name, f"is {value} in the parts and {info.counts.get(name)} in manifest.json"
+                "counts", name, f"is {value} in the parts and {info.counts[name]} in manifest.json"
             )
+    stated = info.counts["reasons"]
+    for reason in sorted({*reasons, *stated}):
+        value, says = reasons[reason], stated.get(reason, 0)
+        if value != says:
+            what = f"'{reason}' is that of {value} in the parts and {says} in manifest.json"
+            yield VerifyFault("counts", "reasons", what)
 
 
 def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:

@@ -150,6 +150,16 @@ def test_verdicts_follow_three_valued_logic_row_by_row(rows: list, low: float, h
     assert verdicts.to_pylist() == [both(e, f) for e, f in rows]
 
 
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [("lenght(uri)", "did you mean length? "), ("now()", ""), ("read_text(uri)", ""), ("count(*)", "")],
+)
+def test_a_function_that_is_not_allowed_names_only_those_that_it_may_have_meant(call: str, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        SqlCondition.parse(f"{call} > 1", "--where")
+    assert error.value.fix == f"{hint}a condition may use the columns of one row"
+
+
 @pytest.mark.parametrize("text", ["width >", "(width > 3", "author = 'ü' AND"])
 def test_a_condition_that_ends_too_early_says_so(text: str) -> None:
     """And not what uhr has written behind it."""

@@ -165,6 +165,20 @@ def test_a_manifest_json_that_does_not_fit_its_parts_is_found(
     assert _kinds(verify(manifest.path).faults) == {found}
 
 
+def test_only_the_reasons_that_differ_are_named(make: Make, make_row: Row, tmp_path: Path) -> None:
+    made = make(tmp_path / "set", [make_row(number) for number in range(60)])
+    reasons = made.info.counts["reasons"]
+    assert len(reasons) > 1
+    same, *_, other = sorted(reasons)
+    _edit(made.path, lambda tree: tree["counts"]["reasons"].update({other: 1000, "none": 2}))
+    found = {fault.what for fault in verify(made.path).faults}
+    assert found == {
+        f"'{other}' is that of {reasons[other]} in the parts and 1000 in manifest.json",
+        "'none' is that of 0 in the parts and 2 in manifest.json",
+    }
+    assert same not in (other, "none")
+
+
 def test_rules_that_were_edited_by_hand_are_found(make: Make, make_row: Row, tmp_path: Path) -> None:
     """An audit and a report would print them as what was decided."""
     rules = {"entropy": "entropy  >= 4", "aesthetic": {"where": "artimuse >= 50", "required": True}}
