@@ -60,28 +60,27 @@ COMPUTING = ("numpy", "opencv-python-headless", "pillow", "numba")
 
 def commit(
     out: Path,
-    plan: CurationPlan,
     finished: Finished,
     listing: Listing,
-    source: Source,
     operation: dict[str, Any],
     parent: Manifest | None,
     advance: Advance,
 ) -> Manifest:
     """Write the manifest of a run whose tasks are all finished, and the original bytes that it is to store.
 
-    source: the source during the run. operation: says what was done, as in `Provenance`. parent: the manifest
-    that the rows come from, where the new one is by reference to it.
+    operation: says what was done, as in `Provenance`. parent: the manifest that the rows come from, where the
+    new one is by reference to it.
     """
+    plan = finished.plan
     with all_or_nothing(out):
-        pixels = _pixels(out, plan, finished, source)
+        pixels = _pixels(out, finished)
         others = list(earlier_files.origins(out / UNITS))
         reused = [info.origin for info in others if info.origin is not None]
         if reused:
             operation = {**operation, "reused": dict(sorted(finished.tally.reused.items()))}
         provenance = Provenance(
             root=listing.source.place,
-            origin=_origin(plan, finished, with_stores(listing.source, out / UNITS)),
+            origin=_origin(finished, with_stores(listing.source, out / UNITS)),
             operation=operation,
             parents=[*listing.source.parents, *{each.id: each for each in reused}.values()],
             stages=plan.stage_infos(),
@@ -94,7 +93,7 @@ def commit(
             redactions=merged([listing.source.redactions, *(info.redactions for info in others)]),
         )
         shown = plan.config.preview and any(each.pixel for each in plan.passes)
-        previews = _previews(plan, finished) if shown else None
+        previews = _previews(finished) if shown else None
         schema, rows = plan.schema, finished.batches()
         if parent is not None:
             schema, rows = of_parent(parent, schema, finished.batches, str(out))
@@ -130,26 +129,28 @@ def with_stores(source: Source, units: Path) -> Source:
     return source
 
 
-def _origin(plan: CurationPlan, finished: Finished, source: Source) -> dict[str, Any] | None:
+def _origin(finished: Finished, source: Source) -> dict[str, Any] | None:
     """Describe the source for the manifest: images whose bytes are not stored are not read from other
     manifests either.
     """
-    if not isinstance(source, Stored) or not plan.hiding:
+    hiding = finished.plan.hiding
+    if not isinstance(source, Stored) or not hiding:
         return source.origin
     hidden: set[str] = set()
     for batch in finished.batches():
-        for name in plan.hiding:
+        for name in hiding:
             found = batch.filter(batch[name].is_valid())["content_hash"]
             hidden.update(found.drop_null().to_pylist())
     return source.without(hidden).origin if hidden else source.origin
 
 
-def _pixels(out: Path, plan: CurationPlan, finished: Finished, source: Source) -> list[Part]:
+def _pixels(out: Path, finished: Finished) -> list[Part]:
+    plan = finished.plan
     if plan.config.pixels in (None, "none"):
         return []
     with progress("store images", None, "images") as advance:
         shown = _without(finished.batches(), plan.hiding)
-        written = write_pixels(out, shown, source, plan.config.pixels == "all", advance)
+        written = write_pixels(out, shown, finished.source, plan.config.pixels == "all", advance)
     if written.lost:
         warn(f"{written.lost:,} images changed after they were measured, and are not stored")
     return written.parts
@@ -197,8 +198,8 @@ def funnel(plan: CurationPlan, finished: Finished | None = None) -> list[RuleInf
     return evaluated + idle
 
 
-def _previews(plan: CurationPlan, finished: Finished) -> Iterator[pa.RecordBatch]:
+def _previews(finished: Finished) -> Iterator[pa.RecordBatch]:
     for number, units in enumerate(finished.units):
-        for unit in range(units.count) if has_previews(plan, number) else ():
+        for unit in range(units.count) if has_previews(finished.plan, number) else ():
             table = previews_of(parquet.read(units.part(unit)))
             yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()

@@ -42,12 +42,15 @@ WIDEST_VIEW = 3
 
 @dataclass
 class Finished:
-    """The result of all passes: `batches` yields all `rows`, `units` has the plan of each pass.
+    """The result of all passes of `plan` over `source`, the source during the run: `batches` yields all
+    `rows`, `units` has the plan of each pass.
 
     `rejected` counts rows by reason, `seen` and `lost` by rule as in `RuleCounts`. `tally` has what the tasks
     counted.
     """
 
+    plan: CurationPlan
+    source: Source
     batches: Callable[[], Iterator[pa.RecordBatch]]
     rows: int
     units: list[UnitPlan]
@@ -244,6 +247,8 @@ class _Run:
         seen, lost = tally.seen + Counter(counts.seen), tally.lost + Counter(counts.lost)
         if table is not None:
             return Finished(
+                plan,
+                self._source,
                 lambda: table.batches(plan.schema),
                 table.rows(),
                 self._units,
@@ -254,6 +259,8 @@ class _Run:
             )
         rejected = dict(tally.rejected)
         return Finished(
+            plan,
+            self._source,
             self._rows,
             self._units[0].rows,
             self._units,

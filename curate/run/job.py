@@ -282,7 +282,7 @@ def _do_passes(
         ):
             # of the run when it was unfinished
             (request.out / parts.REPORT).unlink(missing_ok=True)
-            return commit(request.out, plan, finished, listing, source, operation, request.parent(), advance)
+            return commit(request.out, finished, listing, operation, request.parent(), advance)
     except PlanMismatch as mismatch:
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
