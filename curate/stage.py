@@ -46,6 +46,11 @@ class Package:
         return importlib.util.find_spec(self.name) is not None
 
 
+def examples(parameters: Mapping[str, str]) -> str:
+    """Write the parameters of `BaseStage.unnamed` as text: `weights=FOLDER or server={url: URL}`."""
+    return " or ".join(f"{name}={value}" for name, value in parameters.items())
+
+
 class BaseStage(ABC):
     """Base of all kinds of stage: a name, parameters, declared columns, weights, a fingerprint."""
 
@@ -79,11 +84,11 @@ class BaseStage(ABC):
         """
         return {}
 
-    def unnamed(self) -> str | None:
-        """Name the parameter that must be set, with an example, or several with ` or ` between them; None if
-        nothing is lacking.
+    def unnamed(self) -> Mapping[str, str]:
+        """Return the parameters of which one must be set, each with an example of a value; empty if nothing
+        is lacking.
         """
-        return None
+        return {}
 
     def missing(self) -> str | None:
         """Say what this machine lacks to run the stage and how to get it; None if nothing is missing.

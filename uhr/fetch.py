@@ -89,15 +89,15 @@ def _of_preset(name: str, sets: Sequence[str]) -> Iterator[Item]:
 
 def _of_stage(entry: Any, where: str) -> Iterator[Item]:
     from uhr.base.config import build
+    from uhr.curate.stage import examples
     from uhr.curate.stages import stage_class
     from uhr.models.scores.weights import Weights
 
     cls = stage_class(entry.stage)
     stage = cls(build(cls.Params, entry.params, f"{where}: stage '{entry.label}'"))
     by = f"stage {entry.label}"
-    lack = getattr(stage, "unnamed", lambda: None)()
-    if lack is not None:
-        yield Item(by, "", how=f"names no model; set {lack}")
+    if lack := stage.unnamed():
+        yield Item(by, "", how=f"names no model; set {examples(lack)}")
         return
     for name, text in stage.weights().items():
         try:

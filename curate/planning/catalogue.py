@@ -44,14 +44,9 @@ def _description(name: str) -> dict[str, Any]:
             {"package": p.name, "extra": p.extra, "licence": p.licence, "installed": p.is_installed}
             for p in stage.packages
         ],
-        "set": required or _examples(stage.unnamed()),
+        "set": required or list(stage.unnamed()),
         "missing": None if required else stage.missing(),
     }
-
-
-def _examples(unnamed: str | None) -> list[str]:
-    """Return the parameters of `BaseStage.unnamed`, without the values of its examples."""
-    return [] if unnamed is None else [each.partition("=")[0] for each in unnamed.split(" or ")]
 
 
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from uhr.base.config import build
 from uhr.base.errors import UserError, one_line, unknown
 from uhr.curate.config import PipelineConfig, StageEntry
-from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage
+from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage, examples
 from uhr.curate.stages import stage_class
 from uhr.manifests.schema import BASE, COLUMNS, VERDICT, Column
 
@@ -107,17 +107,17 @@ def _stage(entry: StageEntry, where: str, inner: bool) -> BaseStage:
     lack = stage.missing()
     if lack is not None:
         fix = None
-        if (example := stage.unnamed()) is not None:
+        if unnamed := stage.unnamed():
             lack = lack.partition(";")[0]
-            fix = f"set {example} in its entry" if inner else f"--set {_settings(entry.label, example)}"
+            fix = f"set {examples(unnamed)} in its entry" if inner else _settings(entry.label, unnamed)
         error = UserError(f"stage '{entry.label}' cannot run: {lack}", fix)
         raise _Missing(error, tuple(column.name for column in stage.adds))
     return stage
 
 
-def _settings(label: str, examples: str) -> str:
-    """Write examples of parameters of a stage as values of `--set`."""
-    return " or --set ".join(shlex.quote(f"stages.{label}.{each}") for each in examples.split(" or "))
+def _settings(label: str, unnamed: Mapping[str, str]) -> str:
+    """Write examples of parameters of a stage as options of the command line."""
+    return " or ".join(f"--set {shlex.quote(f'stages.{label}.{k}={v}')}" for k, v in unnamed.items())
 
 
 def _instance(cls: type[BaseStage], entry: StageEntry, where: str) -> BaseStage:

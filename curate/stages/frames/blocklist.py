@@ -11,7 +11,7 @@ from pydantic import Field
 from uhr.base.files import sha256_file
 from uhr.base.paths import text_path
 from uhr.curate.frame import Frame
-from uhr.curate.stage import FrameStage
+from uhr.curate.stage import FrameStage, examples
 from uhr.manifests.schema import Column
 
 MATCH = Column(
@@ -41,12 +41,12 @@ class BlocklistStage(FrameStage):
         files: list[str] = Field(default_factory=list)
         radius: int = Field(4, ge=0, le=16)
 
-    def unnamed(self) -> str | None:
-        return None if self.params.files else "files=[FILE]"
+    def unnamed(self) -> Mapping[str, str]:
+        return {} if self.params.files else {"files": "[FILE]"}
 
     def missing(self) -> str | None:
-        if (lack := self.unnamed()) is not None:
-            return f"no list is named; set {lack}"
+        if lack := self.unnamed():
+            return f"no list is named; set {examples(lack)}"
         return super().missing()
 
     def contents(self) -> Mapping[str, str]:

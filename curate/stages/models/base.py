@@ -14,7 +14,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.curate.stage import BatchStage, Resources
+from uhr.curate.stage import BatchStage, Resources, examples
 
 if TYPE_CHECKING:
     from uhr.models.llm.chat import ChatServer
@@ -84,8 +84,8 @@ class ModelStage(BatchStage):
     """A stage that cannot run before its user has named a model: `unnamed` says which parameter is empty."""
 
     def missing(self) -> str | None:
-        if (lack := self.unnamed()) is not None:
-            return f"no model is named; set {lack}"
+        if unnamed := self.unnamed():
+            return f"no model is named; set {examples(unnamed)}"
         if (lack := super().missing()) is not None:
             return lack
         try:

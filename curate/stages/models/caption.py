@@ -132,8 +132,8 @@ class TranslateStage(ModelStage):
             Column(f"{p.column}_error", pa.string(), "why there is no translation", stage=self.name),
         )
 
-    def unnamed(self) -> str | None:
-        return "server={url: URL, model: NAME}" if self.params.server is None else None
+    def unnamed(self) -> Mapping[str, str]:
+        return {"server": "{url: URL, model: NAME}"} if self.params.server is None else {}
 
     def contents(self) -> Mapping[str, str]:
         from uhr.models.llm.translate import INSTRUCTION

@@ -51,8 +51,8 @@ class _ClipStage(ModelStage):
         super().__init__(params)
         self.backbone = f"clip {self.params.weights}"
 
-    def unnamed(self) -> str | None:
-        return "weights=FOLDER" if self.params.weights is None else None
+    def unnamed(self) -> Mapping[str, str]:
+        return {"weights": "FOLDER"} if self.params.weights is None else {}
 
     def weights(self) -> Mapping[str, str]:
         return {} if self.params.weights is None else {"clip": self.params.weights}
@@ -121,8 +121,8 @@ class LaionAestheticStage(ModelStage):
 
         weights: str | None = None
 
-    def unnamed(self) -> str | None:
-        return "weights=FILE" if self.params.weights is None else None
+    def unnamed(self) -> Mapping[str, str]:
+        return {"weights": "FILE"} if self.params.weights is None else {}
 
     def weights(self) -> Mapping[str, str]:
         return {} if self.params.weights is None else {"laion_aesthetic": self.params.weights}

@@ -53,8 +53,9 @@ class PeopleStage(ModelStage):
         self.views = {"image": View(longest=p.size if p.backend == "yoloe" else 640, filter="bilinear")}
         self.adds = _YOLOE if p.backend == "yoloe" else _CASCADE
 
-    def unnamed(self) -> str | None:
-        return "weights=FILE" if self.params.backend == "yoloe" and self.params.weights is None else None
+    def unnamed(self) -> Mapping[str, str]:
+        lacks = self.params.backend == "yoloe" and self.params.weights is None
+        return {"weights": "FILE"} if lacks else {}
 
     def missing(self) -> str | None:
         if self.params.backend == "yoloe":

@@ -59,12 +59,12 @@ class RatingStage(VisionLanguageStage):
     def source(self) -> str:
         return "Q-Align 2312.17090, equation 2"
 
-    def unnamed(self) -> str | None:
-        if (lack := super().unnamed()) is not None:
+    def unnamed(self) -> Mapping[str, str]:
+        if lack := super().unnamed():
             return lack
         if self.params.prompt is None:
-            return "prompt=FILE"
-        return None if self.words else "words={good: 1, bad: 0}"
+            return {"prompt": "FILE"}
+        return {} if self.words else {"words": "{good: 1, bad: 0}"}
 
     def contents(self) -> Mapping[str, str]:
         return {"rating": self._rating().hash}

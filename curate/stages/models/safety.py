@@ -54,15 +54,13 @@ class SafetyStage(ModelStage):
         if len(classifiers) < len(self._models):
             self.needs = ("clip_embedding",)
 
-    def unnamed(self) -> str | None:
+    def unnamed(self) -> Mapping[str, str]:
         if not self._models:
-            return " or ".join(
-                f"{each}={{weights: FOLDER, labels: [{each}]}}" for each in ("nsfw", "watermark")
-            )
+            return {each: f"{{weights: FOLDER, labels: [{each}]}}" for each in ("nsfw", "watermark")}
         for column, model in self._models.items():
             if model.kind == "classifier" and not model.labels:
-                return f"{column.removesuffix('_prob')}.labels=[LABEL]"
-        return None
+                return {f"{column.removesuffix('_prob')}.labels": "[LABEL]"}
+        return {}
 
     def weights(self) -> Mapping[str, str]:
         return {column.removesuffix("_prob"): model.weights for column, model in self._models.items()}

@@ -59,10 +59,10 @@ class VisionLanguageStage(ModelStage):
         self.backbone = None if p.weights is None else f"vlm {p.weights}"
         self._outage = Outage()
 
-    def unnamed(self) -> str | None:
+    def unnamed(self) -> Mapping[str, str]:
         if self.params.weights is None and self.params.server is None:
-            return "weights=FOLDER or server={url: URL, model: NAME}"
-        return None
+            return {"weights": "FOLDER", "server": "{url: URL, model: NAME}"}
+        return {}
 
     def weights(self) -> Mapping[str, str]:
         return {} if self.params.weights is None else {"model": self.params.weights}
