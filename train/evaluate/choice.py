@@ -179,12 +179,13 @@ def _px(size: tuple[int, int]) -> str:
 
 def _sizes(references: References) -> dict[ImageRef, tuple[int, int]]:
     """Width and height of each reference in px: the patches of an image have one name and several sizes.
-    Raises UserError for a file that is no image.
+    Raises UserError for a file that is no image, or cut off.
     """
     found = {}
     with progress("sizes", len(references.distinct), "references") as advance:
         for ref in references.distinct:
             found[ref] = ref.size()
+            ref.check_end()
             advance()
     return found
 

@@ -73,6 +73,16 @@ class ImageRef(NamedTuple):
         header: Header = self._checked(lambda: self.blob().header())
         return self.box[2:] if self.box is not None else (header.width, header.height)
 
+    def check_end(self) -> None:
+        """Raise UserError, as `pixels`, for a PNG or JPEG that is cut off, if it is a file: only one that lacks
+        its last bytes is decoded.
+        """
+        from uhr.pixels.headers import lacks_end
+
+        path = self.path
+        if path is not None and self._checked(lambda: lacks_end(path)):
+            self.pixels()
+
     def pixels(self) -> tuple[np.ndarray, str, int]:
         """Decode the image.
 
@@ -284,6 +294,7 @@ def _check_sizes(refs: Sequence[ImageRef], items: Sequence[EvalItem]) -> None:
     for ref, item in zip(refs, items, strict=True):
         try:
             size = ref.size()
+            ref.check_end()
         except UserError as error:
             mistakes.append(error)
             continue

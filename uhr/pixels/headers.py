@@ -19,6 +19,9 @@ from uhr.pixels.types import FileBytes, Header, PixelFault
 FIRST_BYTES = 16 * 1024
 """Bytes of a file that are read at once; a walk beyond them reads at the offset of its next segment."""
 
+_ENDS = ((b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"), (b"\xff\xd8\xff", b"\xff\xd9"))
+"""First and last bytes of a PNG and of a JPEG."""
+
 _WALKS: dict[str, Callable[[FileBytes], Header]] = {
     "JPEG": header_walks.jpeg,
     "PNG": header_walks.png,
@@ -49,6 +52,19 @@ def read_header(source: bytes | Path | str, version: str | None = None) -> Heade
     with open_version(source, version) as handle:
         size = os.fstat(handle).st_size
         return header_of(FileBytes(os.read(handle, FIRST_BYTES), size, handle))
+
+
+def lacks_end(path: Path | str) -> bool:
+    """Whether a PNG or JPEG does not end with the bytes that end its image: it is cut off, or more follows.
+    False for other formats. Raises `PixelFault` for a file that cannot be read.
+    """
+    with open_version(path) as handle:
+        first = os.read(handle, 8)
+        for start, end in _ENDS:
+            if first.startswith(start):
+                offset = max(0, os.fstat(handle).st_size - len(end))
+                return os.pread(handle, len(end), offset) != end
+    return False
 
 
 def header_of(source: FileBytes) -> Header:

@@ -185,6 +185,28 @@ def test_images_that_cannot_be_scored_are_one_line(protocol, folder, score, kind
     assert code == 1
     assert says in err
     assert sum(line.startswith("uhr: ") for line in err.splitlines()) == 1
+    # before a model is loaded
+    assert not Path("out").exists()
+
+
+def test_files_that_are_cut_off_are_found_before_anything_is_scored(protocol, folder, score):
+    import cv2
+
+    images, references = folder("images"), folder("references", range(10, 16))
+    file, before = references / "0002.png", (references / "0002.png").read_bytes()
+    file.write_bytes(before[:-5])
+    code, _, err = score(protocol(metrics=OWN), images, "out", "--references", references)
+    assert (code, "0002.png cannot be used (truncated" in err, Path("out").exists()) == (1, True, False), err
+    file.write_bytes(before)
+    # a JPEG; one with bytes behind its image is whole
+    (images / "0003.png").unlink()
+    jpeg = cv2.imencode(".jpg", picture(3))[1].tobytes()
+    (images / "0003.jpg").write_bytes(jpeg[:-400])
+    code, _, err = score(protocol(metrics=OWN), images, "out", "--references", references)
+    assert (code, "0003.jpg cannot be used" in err, Path("out").exists()) == (1, True, False), err
+    (images / "0003.jpg").write_bytes(jpeg + b"more")
+    code, _, err = score(protocol(metrics=OWN), images, "out", "--references", references)
+    assert code == 0, err
 
 
 def test_the_first_prompts_alone_are_marked_as_incomplete(protocol, folder, score):
