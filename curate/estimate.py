@@ -61,9 +61,11 @@ def plan_of(
 
 
 def preset_fault(preset: str) -> str | None:
-    """Say why a preset does not run on this machine; None if it does, over images or a list of URLs."""
+    """Say why a preset does not run on this machine, and what helps; None if it does, over images or a
+    list of URLs.
+    """
     _, fault = plan_of(fetching(load(preset)), False, SOURCES)
-    return None if fault is None else fault.what
+    return None if fault is None else str(fault)
 
 
 def estimate(request: CurationRequest, listing: Listing, count: int) -> dict[str, Any]:

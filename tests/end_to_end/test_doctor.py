@@ -133,7 +133,10 @@ def test_the_exit_code_says_whether_a_preset_runs_here(capsys, tmp_path):
     assert [stage["stage"] for stage in patches] == ["watermark", "embedding", "laion_aesthetic"]
     assert main(["doctor", "--preset", "multiaspect-4k"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "The preset does not run: stage 'safety' cannot run: no model is named"
+    fault = (
+        "The preset does not run: stage 'safety' cannot run: no model is named: --set 'stages.safety.nsfw="
+    )
+    assert last.startswith(fault), "the fix is that of `curate run`"
     # each of its stages can be skipped or runs, and a required rule needs one of them
     needy = tmp_path / "needy.yaml"
     entry = "{stage: artimuse, if_missing: skip, adds: [artimuse]}"

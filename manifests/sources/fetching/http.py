@@ -274,7 +274,8 @@ def _resolved(host: str, port: int, private: bool) -> tuple[int, tuple]:
         raise NotFetched(f"its host {host} has no address ({one_line(error)})", transient) from None
     for *_, address in found:
         if not private and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-            raise NotFetched(f"its host {host} has the private address {address[0]}")
+            what = f"its host {host} has the private address {address[0]}"
+            raise NotFetched(f"{what}: `http: {{private: true}}` of the source allows it")
     return found[0][0], found[0][4]
 
 

@@ -96,7 +96,7 @@ def test_a_server_that_recovers_is_tried_again(site, tmp_path):
         ("http://[::1/a.jpg", "not a valid URL"),
         ("http://host:99999/a.jpg", "not a valid URL"),
         ("http://no-such-host.invalid/a.jpg", "has no address"),
-        ("http://127.0.0.1/a.jpg", "has the private address 127.0.0.1"),
+        ("http://127.0.0.1/a.jpg", r"has the private address 127\.0\.0\.1: `http: \{private: true\}`"),
         ("http://localhost:1/a.jpg", "has the private address"),
         ("http://169.254.169.254/latest/meta-data", "has the private address"),
         ("http://[::ffff:10.0.0.1]/a.jpg", "has the private address"),
