@@ -74,8 +74,8 @@ class ImageRef(NamedTuple):
         return self.box[2:] if self.box is not None else (header.width, header.height)
 
     def check_end(self) -> None:
-        """Raise UserError, as `pixels`, for a PNG or JPEG that is cut off, if it is a file: only one that lacks
-        its last bytes is decoded.
+        """Raise UserError, as `pixels`, for a file that is a PNG or JPEG and cut off: only one that lacks its
+        last bytes is decoded.
         """
         from uhr.pixels.headers import lacks_end
 
