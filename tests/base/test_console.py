@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import unicodedata
@@ -149,3 +150,24 @@ def test_a_printed_command_gives_a_shell_the_same_arguments(names):
     assert first == b"curate"
     assert [Path(os.fsdecode(word)) for word in given] == paths
     assert not any(word.startswith(b"-") for word in given)
+
+
+@pytest.mark.parametrize(
+    ("condition", "quoted"),
+    [
+        ("status = 'kept'", "\"status = 'kept'\""),
+        ("entropy > 4", "'entropy > 4'"),
+        ("a = '$HOME'", None),
+        ("a = '`id`'", None),
+        ("a = '!x'", shlex.quote("a = '!x'")),
+        ("a = '\\\\'", None),
+        ("\"a\" = 'b'", None),
+    ],
+)
+def test_a_condition_with_a_text_is_printed_in_double_quotes_where_a_shell_reads_them(condition, quoted):
+    line = console.command("slice", "--where", condition)
+    if quoted is not None:
+        assert line == f"uhr slice --where {quoted}"
+    script = f"uhr() {{ printf '%s' \"$3\"; }}; {line}"
+    done = subprocess.run(["bash", "-c", script], check=True, capture_output=True)
+    assert done.stdout.decode() == condition

@@ -237,7 +237,9 @@ def _quoted(argument: object) -> str:
     text = os.fspath(argument) if isinstance(argument, PurePath) else str(argument)
     if isinstance(argument, PurePath) and text.startswith("-"):
         text = f"./{text}"
-    quoted = shlex.quote(text)
+    # a condition with a text in it is easier to read in double quotes, in which the shell reads the others
+    plain = "'" in text and not set('"$`\\!').intersection(text)
+    quoted = f'"{text}"' if plain else shlex.quote(text)
     return quoted if shown(quoted) == quoted else f"$'{''.join(map(_quoted_byte, os.fsencode(text)))}'"
 
 
