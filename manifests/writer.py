@@ -85,6 +85,25 @@ class Provenance:
         )
         return replace(same, **changes)
 
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `ManifestInfo` that do not depend on the rows."""
+        return {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "uhr": uhr.__version__,
+            "root": path_text(self.root),
+            "origin": self.origin,
+            "parents": list(self.parents),
+            "operation": self.operation,
+            "stages": list(self.stages),
+            "rules": list(self.rules),
+            "source": dict(self.source),
+            "weights": dict(self.weights),
+            "files": dict(self.files),
+            "versions": {**_versions(), **self.versions},
+            "attachments": list(self.attachments),
+            "redactions": list(self.redactions),
+        }
+
 
 def write_manifest(
     out: Path | str,
@@ -120,36 +139,19 @@ def write_manifest(
     counts = RowCounts(parent)
     parts = part_files.write_samples(out, schema, counts.watch(batches))
     shown = [] if previews is None else part_files.write_previews(out, previews)
+    # the schema as it is read back: Parquet renames the fields inside lists
+    read_back = parquet.schema_of(out / parts[0].path)
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
-        # the schema as it is read back: Parquet renames the fields inside lists
         id=content_id(
-            parquet.schema_of(out / parts[0].path),
-            provenance.operation,
-            provenance.parents,
-            parts,
-            shown,
-            provenance.attachments,
+            read_back, provenance.operation, provenance.parents, parts, shown, provenance.attachments
         ),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        uhr=uhr.__version__,
-        root=path_text(provenance.root),
-        origin=provenance.origin,
-        parents=list(provenance.parents),
-        operation=provenance.operation,
-        stages=list(provenance.stages),
-        rules=list(provenance.rules),
         counts=counts.verdicts(),
-        source=dict(provenance.source),
-        weights=dict(provenance.weights),
-        files=dict(provenance.files),
-        versions={**_versions(), **provenance.versions},
         parts=parts,
         previews=shown,
-        attachments=list(provenance.attachments),
         coverage=dict(counts.coverage),
         by_reference=parent is not None,
-        redactions=list(provenance.redactions),
+        **provenance.fields(),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
     return Manifest(out, info, parent)
