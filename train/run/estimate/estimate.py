@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
 from uhr.models.estimate.devices import Device, device
@@ -28,6 +28,9 @@ from uhr.train.run.estimate.fitting import settings
 from uhr.train.run.estimate.memory import Processes, memory
 from uhr.train.run.estimate.other_gpus import other_gpus
 from uhr.train.run.estimate.stored import name_of
+
+if TYPE_CHECKING:
+    from uhr.train.run.estimate.vae import VaePlan
 
 
 def estimate(
@@ -74,13 +77,7 @@ def estimate(
             *(recipe.missing() if isinstance(recipe, VaeRecipe) else ()),
         ],
     }
-    if isinstance(recipe, VaeRecipe):
-        from uhr.train.run.estimate.vae import VaePlan
-
-        planned: VaePlan | BackbonePlan = VaePlan(recipe, spec, opened, phases)
-    else:
-        assert isinstance(recipe, Recipe)
-        planned = BackbonePlan(recipe, spec, opened, phases)
+    planned = _plan(recipe, spec, opened, phases)
     cost = planned.cost(recipe, processes, gpu)
     found: dict[str, Any] = {
         "parameters": planned.parameters,
@@ -88,19 +85,43 @@ def estimate(
         "storage": planned.storage,
     }
     if gpu is not None:
-        found |= {"gpu": cost.fit(gpu), "time": {"steps": dict(cost.steps), "run": cost.run(recipe)}}
-
-        def measure(changed: RecipeBase) -> tuple[Mapping[str, int], float]:
-            priced = planned.cost(changed, processes, gpu)
-            return priced.memory, priced.run(changed)
-
-        others = [] if found["gpu"]["fits"] else other_gpus(recipe, spec, processes, gpu, planned.cost)
-        found["settings"] = [dataclasses.asdict(each) for each in settings(recipe, measure, gpu, keep)]
-        found["other_gpus"] = [dataclasses.asdict(each) for each in others]
+        found |= _on_gpu(planned, cost, processes, gpu, keep)
     if encoded:
         parts = (part for each in encoded for part in each.data.info.parts)
         found["storage"]["encoded_data"] = sum(part.bytes for part in parts)
     return {**common, **found}
+
+
+def _plan(
+    recipe: RecipeBase, spec: ModelSpec, opened: Model | None, phases: Sequence[Mapping[str, Any]]
+) -> VaePlan | BackbonePlan:
+    """The training of the component that the recipe trains."""
+    if isinstance(recipe, VaeRecipe):
+        from uhr.train.run.estimate.vae import VaePlan
+
+        return VaePlan(recipe, spec, opened, phases)
+    assert isinstance(recipe, Recipe)
+    return BackbonePlan(recipe, spec, opened, phases)
+
+
+def _on_gpu(
+    planned: VaePlan | BackbonePlan, cost: Cost, processes: Processes, gpu: Device, keep: Collection[str]
+) -> dict[str, Any]:
+    """Whether the run fits a GPU, how long it takes there, and with which settings and GPUs it would fit."""
+    recipe = planned.recipe
+
+    def measure(changed: RecipeBase) -> tuple[Mapping[str, int], float]:
+        priced = planned.cost(changed, processes, gpu)
+        return priced.memory, priced.run(changed)
+
+    fit = cost.fit(gpu)
+    others = [] if fit["fits"] else other_gpus(recipe, planned.spec, processes, gpu, planned.cost)
+    return {
+        "gpu": fit,
+        "time": {"steps": dict(cost.steps), "run": cost.run(recipe)},
+        "settings": [dataclasses.asdict(each) for each in settings(recipe, measure, gpu, keep)],
+        "other_gpus": [dataclasses.asdict(each) for each in others],
+    }
 
 
 def _first(recipe: RecipeBase) -> list[str]:
