@@ -8,11 +8,12 @@ from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
 from uhr.base.formatting import first_words, human_bytes
+from uhr.curate.faults import UNAVAILABLE
 from uhr.curate.planning.catalogue import weights_of
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.planning.planned import Pass, PlannedStage
 from uhr.curate.rules import Rule
-from uhr.curate.run.failures import Failures
+from uhr.curate.run.failures import Failures, NoteSummary
 from uhr.curate.run.job import CurationResult
 from uhr.curate.stage import Resources
 from uhr.manifests.info import ManifestInfo
@@ -139,10 +140,10 @@ def print_result(result: CurationResult) -> None:
     if reused := info.operation.get("reused"):
         say(shown(f"  reused    {', '.join(f'{label} {rows:,}' for label, rows in reused.items())}"))
     _print_funnel(info, result.failures)
-    if (noted := result.noted) is not None:
-        of = "" if noted.times == noted.rows else f"{noted.times:,} of them: "
-        note = shown(first_words(noted.note, LONGEST_ERROR))
-        say(f"  notes on  {noted.rows:>8,} of {counts['kept']:,} kept   {of}{note}")
+    if result.noted is not None:
+        _print_notes("notes on", result.noted, counts["kept"])
+    for column, why in result.unanswered.items():
+        _print_notes(f"no {column} for", why, counts["kept"])
     if not_opened := _not_opened(info.source):
         say(f"  {not_opened}")
     for folder in result.unreadable[:MOST_WARNINGS]:
@@ -161,6 +162,9 @@ def print_result(result: CurationResult) -> None:
         warn(shown(f"{text}: if that is the caption, --set sidecars.caption=[{key[0]}]"))
     say(f"manifest  {shown(path)}   id {info.id[:16]}")
     say(f"report    {shown(result.report)}")
+    if info.counts["reasons"].get(UNAVAILABLE):
+        again = f"the same command with --out NEW --reuse {path}"
+        say(shown(f"again     {again}: measures unavailable rows again"))
     say(f"why       {command('curate', 'explain', path, 'URI')}")
     say(f"next      {command('manifest', 'slice', path, '--where', 'SQL', '--out', 'SLICE')}")
 
@@ -179,6 +183,12 @@ def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
     for rule in info.rules:
         if rule.state == "not evaluated":
             say(shown(f"  not evaluated       {rule.name}: {rule.where}   ({rule.why})"))
+
+
+def _print_notes(what: str, found: NoteSummary, kept: int) -> None:
+    of = "" if found.times == found.rows else f"{found.times:,} of them: "
+    note = shown(first_words(found.note, LONGEST_ERROR))
+    say(f"  {shown(what)}  {found.rows:>{max(0, 16 - len(what))},} of {kept:,} kept   {of}{note}")
 
 
 def _not_opened(not_opened: Mapping[str, int]) -> str:

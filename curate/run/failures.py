@@ -82,18 +82,30 @@ def sidecars_of(manifest: Manifest) -> SidecarSummary:
 
 
 class NoteSummary(NamedTuple):
-    """How many kept images have decoder notes, the most frequent note, and how many images have it."""
+    """How many kept images have a note, the most frequent note, and how many images have it."""
 
     rows: int
     note: str
     times: int
 
 
-def notes_of(manifest: Manifest) -> NoteSummary | None:
-    """Summarize the decoder notes; None if no kept row has one, or nothing was decoded."""
-    if "notes" not in manifest.schema.names:
+def notes_of(manifest: Manifest, column: str = "notes") -> NoteSummary | None:
+    """Summarize the texts of a column, by default the decoder notes; None if no kept row has one, or there is
+    no such column.
+    """
+    if column not in manifest.schema.names:
         return None
-    query = "SELECT notes, count(*) AS n FROM samples WHERE status = $1 AND notes IS NOT NULL "
+    # by place: the manifest may have columns by any name that is given here
+    query = f'SELECT "{column}", count(*) FROM samples WHERE status = $1 AND "{column}" IS NOT NULL '
     with manifest.connect() as connection:
-        found = connection.execute(query + "GROUP BY notes ORDER BY n DESC, notes", [KEPT]).fetchall()
+        found = connection.execute(query + "GROUP BY 1 ORDER BY 2 DESC, 1", [KEPT]).fetchall()
     return NoteSummary(sum(times for _, times in found), *found[0]) if found else None
+
+
+def unanswered_of(manifest: Manifest) -> dict[str, NoteSummary]:
+    """Summarize why kept rows have no caption or translation, by column: those with another of the same stage
+    that says why, as `caption_en` and `caption_en_error`.
+    """
+    columns = [name for stage in manifest.info.stages for name in stage.adds if f"{name}_error" in stage.adds]
+    found = {name: notes_of(manifest, f"{name}_error") for name in columns}
+    return {name: summary for name, summary in found.items() if summary is not None}

@@ -34,6 +34,7 @@ from uhr.curate.run.failures import (
     failures_of,
     notes_of,
     sidecars_of,
+    unanswered_of,
 )
 from uhr.manifests import parts, places
 from uhr.manifests.info import is_manifest
@@ -137,6 +138,11 @@ class CurationResult:
         return notes_of(self.manifest)
 
     @cached_property
+    def unanswered(self) -> dict[str, NoteSummary]:
+        """Why kept images have no caption or translation, by column."""
+        return unanswered_of(self.manifest)
+
+    @cached_property
     def sidecars(self) -> SidecarSummary:
         """The most frequent fault of the sidecars, and where captions may be that were not found."""
         return sidecars_of(self.manifest)
@@ -157,6 +163,7 @@ class CurationResult:
                 for error, rows in found
             ],
             "noted": None if self.noted is None else self.noted._asdict(),
+            "unanswered": {name: why._asdict() for name, why in self.unanswered.items()},
             "rules_that_failed_every_row": self.failures.always,
             "skipped": [
                 s.model_dump(include={"name", "adds", "why"}) for s in info.stages if s.state == "skipped"

@@ -201,7 +201,7 @@ def test_captions_are_requested_only_where_they_are_missing_and_are_translated(r
     assert c["caption_en_t5_tokens"] is None
 
 
-def test_a_finished_set_gets_the_captions_that_it_lacks(run, chat, uhr, tmp_path):
+def test_a_finished_set_gets_the_captions_that_it_lacks(run, chat, uhr, source, tmp_path):
     """A later run over the manifest asks for those images alone that the first one got no caption of."""
     chat.reply = lambda body, n: (
         "A wave." if len(chat.requests) != 2 else "I'm sorry, I can't help with that."
@@ -209,6 +209,10 @@ def test_a_finished_set_gets_the_captions_that_it_lacks(run, chat, uhr, tmp_path
     server = {"url": chat.url, "model": "expander", "concurrency": 1}
     before, _ = run({"stage": "caption", "server": server})
     (lacking,) = [name for name, row in before.items() if row["caption_en"] is None]
+    # the summary of a finished run is printed again by the same command
+    same = ("curate", "run", tmp_path / "mine.yaml", "--source", source, "--out", tmp_path / "out")
+    _, printed, _ = uhr(*same, "--engine", "local")
+    assert f"no caption_en for  1 of {len(before)} kept   the model refused: I'm sorry" in printed
     chat.requests.clear()
     chat.reply = lambda body, n: "A lake."
     again = tmp_path / "again.yaml"

@@ -104,10 +104,11 @@ def test_a_url_in_several_rows_and_one_that_fails_for_now_are_requested_once(sit
     site.delay = 0.2  # so that the rows wait for each other
     try:
         words = ("--out", tmp_path / "out", "--engine", "local", "--workers", 0)
-        code, _, errors = uhr("curate", "run", pipeline, *words)
+        code, printed, errors = uhr("curate", "run", pipeline, *words)
     finally:
         site.delay = 0.0
     assert code == 0, errors
+    assert f"--out NEW --reuse {tmp_path / 'out'}" in printed, "the same command alone does nothing"
     rows = Manifest.open(tmp_path / "out").table().to_pylist()
     assert [row["reason"] for row in rows] == [None, "duplicates", "duplicates", "unavailable", "unavailable"]
     assert dict(site.requests) == {"/robots.txt": 1, "/a.jpg": 1, "/broken": 1}
