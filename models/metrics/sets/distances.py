@@ -6,6 +6,7 @@ how the images were divided among workers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,15 @@ def covariance(features: Features, name: str, middle: np.ndarray) -> np.ndarray:
     for block in centred(features, name, middle):
         total += block.T @ block
     return total
+
+
+def variation(features: Features, name: str) -> float:
+    """Return how much features of different images differ: the trace of their covariance over the squared
+    length of their mean, >= 0; infinite where the mean is 0. Two rows at least.
+    """
+    middle = mean(features, name)
+    length = float((middle**2).sum())
+    return _variance(features, name, middle) / length if length else math.inf
 
 
 def _variance(features: Features, name: str, middle: np.ndarray) -> float:

@@ -56,6 +56,7 @@ class _OfFeatures(ABC):
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     range: ClassVar[str] = ">= 0"
     fewest_rows: ClassVar[int] = 2
+    array: ClassVar[str] = "features"
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
@@ -85,6 +86,10 @@ class _OfFeatures(ABC):
 
         rows = groups[np.unique(generated.numbers, return_inverse=True)[1]]
         return {self.columns[0].name: self.left_out(reference, generated, rows, seed)}
+
+    def variation(self, features: Features) -> float:
+        """Return how much what is compared differs between images (`distances.variation`)."""
+        return distances.variation(features, self.array)
 
     @classmethod
     def minimum(cls, options: Any) -> Minimum:
@@ -172,6 +177,7 @@ class _Score(_OfFeatures):
     needs: frozenset[Need] = frozenset()
     better = "higher"
     range = ">= 1"
+    array = "probabilities"
     fewest_rows = distances.SPLITS
 
     def value(self, reference: Features | None, generated: Features, seed: int) -> Value:

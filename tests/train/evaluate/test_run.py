@@ -209,6 +209,21 @@ def test_files_that_are_cut_off_are_found_before_anything_is_scored(protocol, fo
     assert code == 0, err
 
 
+def test_features_that_do_not_tell_images_apart_are_a_warning(protocol, folder, score):
+    file = protocol(metrics=[{"metric": "random-frechet"}, {"metric": "random-kernel"}])
+    folder("images"), folder("copies", [7] * 6)
+    says = "warning: random-frechet, random-kernel: features of the {} hardly differ"
+    for images, references, whose in (
+        ("images", "images", None),
+        ("copies", "images", "generated images"),
+        ("images", "copies", "references"),
+    ):
+        code, _, err = score(file, images, f"{images}-{references}", "--references", references)
+        assert code == 0
+        warned = [line for line in err.splitlines() if "hardly differ" in line]
+        assert [line.partition(", so")[0] for line in warned] == ([says.format(whose)] if whose else [])
+
+
 def test_the_first_prompts_alone_are_marked_as_incomplete(protocol, folder, score):
     images = folder("images", range(3))
     code, result, _ = score(protocol(metrics=OWN), images, "out", "--first", 3)

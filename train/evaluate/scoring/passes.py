@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uhr.base import parquet
 from uhr.base.config import Config, fingerprint, read_versioned
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.runtime.pool import InlineRunner
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 MOST_UNITS = 1000
 """Up to this many images, each unit is one image: nothing that was scored is lost when a run is stopped."""
+
+
+LEAST_VARIATION = 1e-3
+"""Of features (`distances.variation`). Random weights of Inception had 7e-5 for images of noise."""
 
 
 class ScoredMetric(Config):
@@ -193,7 +197,27 @@ def _scored(job: ScoreJob, group: MetricGroup, metrics: list[Any], made: Made | 
             names = tuple(column.name for column in metric.columns) if image else ()
             found.append(ScoredMetric(result=summary, columns=names))
             advance()
+    both = zip(group.chosen, metrics, strict=True)
+    _warn_of_equal_features(job, {each.name: metric for each, metric in both if hasattr(metric, "variation")})
     return found
+
+
+def _warn_of_equal_features(job: ScoreJob, metrics: Mapping[str, Any]) -> None:
+    """Warn where features of different images hardly differ, as those of a network without training."""
+    from uhr.models.metrics.base import key
+
+    found: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        compared = {GENERATED: "generated images"}
+        if "reference" in metric.needs:
+            compared[REFERENCES] = "references"
+        for folder, whose in compared.items():
+            features = read_features(job.out / folder, key(metric.extractor))
+            if features is not None and metric.variation(features) < LEAST_VARIATION:
+                found.setdefault(whose, []).append(name)
+    for whose, names in found.items():
+        what = f"{', '.join(names)}: features of the {whose} hardly differ, so that the values say nothing"
+        warn(f"{what}: name trained weights, or look whether the {whose} are copies of one")
 
 
 def _release() -> None:
