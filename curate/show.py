@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from uhr.base.console import command, say, shown, table, warn
+from uhr.base.console import command, quoted, say, shown, table, warn
 from uhr.base.formatting import first_words, human_bytes
 from uhr.curate.faults import UNAVAILABLE
 from uhr.curate.planning.catalogue import weights_of
@@ -163,8 +163,8 @@ def print_result(result: CurationResult) -> None:
     say(f"manifest  {shown(path)}   id {info.id[:16]}")
     say(f"report    {shown(result.report)}")
     if info.counts["reasons"].get(UNAVAILABLE):
-        again = f"the same command with --out NEW --reuse {path}"
-        say(shown(f"again     {again}: measures unavailable rows again"))
+        again = f"the same command with --out NEW --reuse {quoted(path)}"
+        say(f"again     {again}: measures unavailable rows again")
     say(f"why       {command('curate', 'explain', path, 'URI')}")
     say(f"next      {command('manifest', 'slice', path, '--where', 'SQL', '--out', 'SLICE')}")
 

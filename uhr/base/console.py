@@ -230,17 +230,18 @@ def counted(count: int, noun: str) -> str:
 def command(*arguments: object) -> str:
     """The shell command `uhr` with these arguments, quoted: spaces in a path survive the shell, and a path
     that begins with a dash is not taken for an option."""
-    return " ".join(["uhr", *map(_quoted, arguments)])
+    return " ".join(["uhr", *map(quoted, arguments)])
 
 
-def _quoted(argument: object) -> str:
+def quoted(argument: object) -> str:
+    """One argument of a shell command, as `command` prints it."""
     text = os.fspath(argument) if isinstance(argument, PurePath) else str(argument)
     if isinstance(argument, PurePath) and text.startswith("-"):
         text = f"./{text}"
     # a condition with a text in it is easier to read in double quotes, in which the shell reads the others
     plain = "'" in text and not set('"$`\\!').intersection(text)
-    quoted = f'"{text}"' if plain else shlex.quote(text)
-    return quoted if shown(quoted) == quoted else f"$'{''.join(map(_quoted_byte, os.fsencode(text)))}'"
+    word = f'"{text}"' if plain else shlex.quote(text)
+    return word if shown(word) == word else f"$'{''.join(map(_quoted_byte, os.fsencode(text)))}'"
 
 
 def _quoted_byte(byte: int) -> str:
