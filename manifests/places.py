@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -34,6 +36,8 @@ from uhr.manifests.parts import JOURNAL, LAYOUT, PIXELS, PREVIEWS, SAMPLES
 _CACHE = "manifests"
 UNITS = "units"
 """The folder of the units of a run, beside the manifest that it will write."""
+
+_WITHOUT_RECORDS = {SAMPLES, PREVIEWS, PIXELS, "latents", "texts", UNITS}
 
 _PLACE = "place"
 """The file beside a copy that has the address of the manifest."""
@@ -162,6 +166,19 @@ def is_unfinished_at(place: Path | str) -> bool:
         return (_folder(place) / UNITS).is_dir() and not (_folder(place) / FILE).exists()
     store = ObjectStore(place)
     return not store.exists(FILE) and store.exists(f"{UNITS}/plan.json")
+
+
+def folders_below(folder: Path, most: float = math.inf) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, `most` levels deep, each with the names of its files. Hidden folders
+    and those of the parts of a manifest or of encoded data are left out: no records are in them.
+    """
+    top = len(folder.parts)
+    for name, folders, files in os.walk(folder):
+        here = Path(name)
+        parts = _WITHOUT_RECORDS if FILE in files else set()
+        below = [each for each in folders if each not in parts and not each.startswith(".")]
+        folders[:] = sorted(below) if len(here.parts) - top < most else []
+        yield here, files
 
 
 def _folder(place: Path | str) -> Path:

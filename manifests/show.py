@@ -150,7 +150,7 @@ def print_history(steps: Sequence[Step]) -> None:
             say(shown(f"{step.path}  {step.operation}"))
             say(shown(f"  trained on a manifest with it: {', '.join(step.checkpoints)}"))
             continue
-        say(shown(f"{step.path}  {step.operation}  id {step.id[:16]}"))
+        say(shown(f"{step.path}  {step.operation}" + (f"  id {step.id[:16]}" if step.id else "")))
         if not step.present:
             if step.found:
                 say("  has no row of the sample")

@@ -4,7 +4,7 @@ below a folder or an address that were made from it; and the runs of training th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from uhr.base.store import ObjectStore
 from uhr.manifests.info import FILE, ManifestInfo
 from uhr.manifests.lineage import CHECKPOINT, lineage, summary, trained_on, why_absent
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.places import info_at
+from uhr.manifests.places import folders_below, info_at
 from uhr.manifests.schema import REJECTED
 
 
@@ -24,7 +24,8 @@ from uhr.manifests.schema import REJECTED
 class Step:
     """What one manifest says of the sample, or that a run of training saw it.
 
-    found: whether the manifest could be read (if not, `path` is where it was, and `operation` says why).
+    found: whether the manifest could be read (if not, `path` is where it was, and `operation` says why), or
+    the record of a checkpoint, which names no manifest then.
     present: whether it has a row of the sample. status, reason, error: its verdict. rule: the condition of
     the rule that rejected it. columns: the values of columns that no parent of the manifest had, of those
     among the steps. changed: (before, after) of the columns with another value than in the parents, of which
@@ -85,7 +86,7 @@ def history(manifest: Manifest, sample: str, below: Path | str | None = None) ->
         for opened in _descendants(below, seen):
             steps.append(_step(opened, sample_id, rows))
             having |= _ids(opened) if steps[-1].present else set()
-        steps += [] if in_store(below) else _runs(Path(below), having)
+        steps += [] if in_store(below) else _runs(_below(Path(below), CHECKPOINT), having)
     return steps
 
 
@@ -94,15 +95,27 @@ def _ids(manifest: Manifest) -> set[str]:
     return {manifest.id, *(each.before for each in manifest.info.redactions)}
 
 
-def _runs(below: Path, having: set[str]) -> list[Step]:
-    """Return a step for each run below a folder that has checkpoints trained on one of these manifests."""
+def _below(folder: Path, name: str) -> list[Path]:
+    """Return the records of this name in a folder and in those below it."""
+    return sorted(here / name for here, files in folders_below(folder) if name in files)
+
+
+def _runs(records: Iterable[Path], having: set[str]) -> list[Step]:
+    """Return a step for each run that has checkpoints, with these records, trained on one of the manifests;
+    and one for each record that cannot be read.
+    """
     found: dict[Path, list[str]] = {}
-    for file in sorted(below.rglob(CHECKPOINT)):
-        if not having.isdisjoint(trained_on(file) or ()):
+    unread: list[Step] = []
+    for file in records:
+        data = trained_on(file)
+        if data is None:
+            unread.append(Step(str(file), "", "a checkpoint's record that cannot be read", found=False))
+        elif not having.isdisjoint(data):
             folder = file.parent.parent
             run = folder.parent if folder.name == "checkpoints" else folder
             found.setdefault(run, []).append(file.parent.name)
-    return [Step(str(run), "", "training", present=True, checkpoints=names) for run, names in found.items()]
+    runs = [Step(str(run), "", "training", present=True, checkpoints=names) for run, names in found.items()]
+    return [*runs, *unread]
 
 
 def _sample_id(manifest: Manifest, places: dict[str, str], sample: str) -> str:
@@ -160,7 +173,7 @@ def _descendants(below: Path | str, known: set[str]) -> Iterator[Manifest]:
         names = [f"/{name}" for name in sorted(ObjectStore(below).names())]
         found = [below + name.removesuffix(f"/{FILE}") for name in names if name.endswith(f"/{FILE}")]
     else:
-        found = [file.parent for file in sorted(Path(below).rglob(FILE))]
+        found = [file.parent for file in _below(Path(below), FILE)]
     infos: dict[Path | str, ManifestInfo] = {}
     for place in found:
         try:

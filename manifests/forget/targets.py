@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +36,6 @@ that the user names, in all.
 
 _NAMED_BY = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
 """The columns that name samples, by the field of a request."""
-
-_PARTS_OF_MANIFESTS = {"samples", "previews", "pixels", "latents", "texts", "units"}
 
 
 class ForgetRequest(Config):
@@ -309,15 +306,11 @@ def _exports_of(ids: set[str], records: Sequence[_Record]) -> list[str]:
 
 def _files(folder: Path, most: float = math.inf) -> Iterator[Path]:
     """Yield the records in a folder and in those below it, `most` levels deep."""
-    top = len(folder.parts)
-    for here, folders, files in os.walk(folder):
-        deep = len(Path(here).parts) - top >= most
-        parts = _PARTS_OF_MANIFESTS if FILE in files else set()
-        folders[:] = [] if deep else sorted(f for f in folders if f not in parts and not f.startswith("."))
-        yield from (Path(here) / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
-        yield from (Path(here) / name for name in files if name.endswith(SUFFIX))
-        if (Path(here) / _PLAN).is_file():
-            yield Path(here) / _PLAN
+    for here, files in places.folders_below(folder, most):
+        yield from (here / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
+        yield from (here / name for name in files if name.endswith(SUFFIX))
+        if (here / _PLAN).is_file():
+            yield here / _PLAN
 
 
 def _record_at(place: str) -> bytes:

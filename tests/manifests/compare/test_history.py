@@ -1,6 +1,7 @@
 """`uhr manifest history`: one sample through a chain of manifests."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,9 +186,25 @@ def test_runs_that_saw_the_sample_are_named(
     steps = history(halves, "folder/00062.jpg", tmp_path)
     found = {Path(step.path).name: step.checkpoints for step in steps if step.checkpoints}
     assert found == {"one": ["step-10", "step-20"], "two": ["step-10"]}
+    # it may have seen the sample
+    assert [step.path for step in steps if not step.found] == [str(tmp_path / "runs/other/checkpoint.json")]
     # kept, and not among the rich: the second run did not see it
     steps = history(halves, "folder/00045.jpg", tmp_path)
     assert [Path(step.path).name for step in steps if step.checkpoints] == ["one"]
     code, printed, _ = uhr("manifest", "history", halves.path, "folder/00045.jpg", "--in", tmp_path)
     assert code == 0
     assert "trained on a manifest with it: step-10, step-20" in printed
+    assert "runs/other/checkpoint.json  a checkpoint's record that cannot be read\n" in printed
+
+
+def test_no_records_are_looked_for_among_the_parts_of_a_manifest(
+    chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of a million images has thousands of them."""
+    whole, _, _ = chain
+    walked = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(Path(path)) or scan(path))
+    assert len([step for step in history(whole, "folder/00062.jpg", tmp_path) if step.present]) == 3
+    assert whole.path in walked
+    assert not [path for path in walked if path.name in ("samples", "previews")]
