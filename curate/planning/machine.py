@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ UNITS = 8
 """How many units, at equal distances, are searched for such items."""
 
 FETCH_SECONDS = 4 * 3600.0
-"""Longest time until a machine has fetched the weights that it lacks from the hub."""
+"""Longest time until a machine has fetched the weights that it lacks from the hub or a store."""
 
 HOSTS = 8
 """How many hosts of a source that fetches are contacted, until one answers."""
@@ -68,7 +69,8 @@ class MachineWork(TaskWork):
 
     @property
     def check_seconds(self) -> float:
-        return super().check_seconds + (FETCH_SECONDS if self.commits else 0)
+        fetches = any(weights.path is None for weights in _named(self.stages))
+        return super().check_seconds + (FETCH_SECONDS if fetches else 0)
 
     def check(self, facts: Facts) -> None:
         hub.pin(self.commits)
@@ -152,16 +154,19 @@ def check(stages: Sequence[PlannedStage[Any]], facts: Facts, source: Source | No
                 raise UserError(what, "let this machine reach the hosts of the list")
 
 
+def _named(stages: Sequence[PlannedStage[Any]]) -> Iterator[Weights]:
+    for planned in stages:
+        for text in planned.stage.weights().values():
+            with contextlib.suppress(UserError):  # `missing` says so
+                yield Weights.parse(text)
+
+
 def commits(stages: Sequence[PlannedStage[Any]]) -> dict[str, str]:
     """Return the commits of the hub's repositories whose weights these stages load, by the names that
     `uhr.base.hub.pin` takes, as this machine has them.
     """
     found: dict[str, str] = {}
-    for text in (text for planned in stages for text in planned.stage.weights().values()):
-        try:
-            weights = Weights.parse(text)
-        except UserError:
-            continue  # `missing` says so
+    for weights in _named(stages):
         if weights.repository is not None:
             commit = hub.commit_in_cache(weights.repository, weights.revision)
             if commit is not None:

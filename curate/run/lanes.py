@@ -68,7 +68,9 @@ class Lanes:
     def end(self) -> None:
         """End a unit: write what became of its rows."""
         for name, outcomes in self._now.items():
-            handle = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+            handle = os.open(
+                self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+            )
             try:
                 # at the end, in one call: writes of several processes do not mix
                 os.write(handle, outcomes)

@@ -93,7 +93,7 @@ class Archives(Source):
         return found
 
     def check(self) -> None:
-        assert self.files
+        _ = self.files
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []

@@ -130,10 +130,10 @@ class HuggingFace(TableRows):
     def open(self, item: Item) -> Blob:
         row, version = item["uri"].rpartition("/")[2], item.get("source_version")
         try:
-            assert self._here
+            now = self._version
         except StoreError as error:
             return FaultBlob(PixelFault("unavailable", error.what))
-        if version is not None and in_store(self.path) and version.partition("@")[2] != self._version:
+        if version is not None and in_store(self.path) and version.partition("@")[2] != now:
             return FaultBlob(changed("its data set in the bucket is another one now"))
         if not row.isdigit() or int(row) >= len(self.rows):
             return FaultBlob(PixelFault("unreadable", f"the data set has no row {row}"))

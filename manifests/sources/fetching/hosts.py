@@ -73,7 +73,9 @@ class Hosts:
         name = hashlib.sha256(host.encode()).hexdigest()[:16]
         while True:
             for place in range(self.here):
-                handle = os.open(self._folder / f"{name}-{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+                handle = os.open(
+                    self._folder / f"{name}-{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+                )
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -130,7 +132,7 @@ def locked(file: Path, lasting: bool = True) -> Generator[None]:
         while handle < 0 or not (lasting or _is_of(handle, file)):
             if handle >= 0:
                 os.close(handle)  # whoever had the lock has removed the file
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
         if not lasting:

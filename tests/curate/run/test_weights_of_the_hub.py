@@ -110,6 +110,16 @@ def test_a_machine_fetches_the_commit_of_the_run_once_and_its_workers_ask_nobody
     assert not hub.requests, "the commit is in the machine's cache"
 
 
+def test_machines_have_time_to_fetch_weights_of_a_store_too(machine, pipeline, images, tmp_path):
+    def seconds(model: str) -> float:
+        file = tmp_path / "other.yaml"
+        file.write_text(pipeline.read_text().replace("org/name", model))
+        return CurateWork(CurationPlan.of(load(str(file), [])), Folder(path=str(images)), 0, {}).check_seconds
+
+    (tmp_path / "local").mkdir()
+    assert seconds("s3://bucket/weights") == seconds("org/name") > 3600 > seconds(str(tmp_path / "local"))
+
+
 def test_workers_that_ask_at_the_same_time_fetch_once(hub, machine):
     machine("second")
     hub.requests.clear()

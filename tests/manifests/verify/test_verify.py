@@ -361,3 +361,16 @@ def test_verdicts_that_the_rules_do_not_give_are_found(
     both = sets.union([made, right], tmp_path / "both", prefer="first")
     assert main(["manifest", "verify", str(both.path), "--rules"]) == 1
     assert "has rows of a union, which had the rules of several pipelines" in capsys.readouterr().err
+
+
+def test_differing_verdicts_below_a_parent_that_is_gone_are_said_to_be_unsure(
+    make: Make, make_row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make(tmp_path / "set", [make_row(10, status="kept", reason=None), make_row(59)])
+    part = slice_manifest(made, tmp_path / "slice", SliceOptions(status="any"))
+    for gone in (False, True):
+        if gone:
+            made.path.rename(tmp_path / "elsewhere")
+        assert main(["manifest", "verify", str(part.path), "--rules", "--json"]) == 1
+        (fault,) = json.loads(capsys.readouterr().out)["faults"]
+        assert fault["what"].endswith("; a parent that is not found may be a union") == gone
