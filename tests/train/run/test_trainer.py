@@ -54,7 +54,7 @@ ELSEWHERE = {
     "optimiser.kind", "batch.micro", "ema", "runtime.device", "runtime.shard",
     "runtime.log", "runtime.compile", "runtime.restarts",
     "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every",
-    "runtime.keep_checkpoints",
+    "runtime.keep_checkpoints", "runtime.data_cache",
 }  # fmt: skip
 BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
 
